@@ -1,0 +1,572 @@
+"""A diffusion model of one picture: from noise to a face, and the film of it.
+
+The way through: `image_to_vector` (2N,) -> `train` -> `sample` (T + 1, 2N), every state
+of the reverse chain -> `draw_film`. `python main.py --help` lists the settings.
+"""
+
+import argparse
+import io
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Literal, NoReturn
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from celluloid import Camera
+from matplotlib.animation import PillowWriter
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from tqdm import tqdm, trange
+
+from diffusion import (
+    Denoiser,
+    Denoising,
+    PredictNoise,
+    PredictStart,
+    denoise_with_mu,
+    gaussian_kl,
+    noise_schedule,
+    position_encoding_init,
+    posterior_mean_variance,
+    q_sample,
+)
+from utils import IMG_SIZE, image_to_vector, unpack_1d_data
+
+INK, PAPER = "#1b1b1b", "#ffd90f"
+# Wide enough for the cloud of any picture, [-3, 3) x (-2, 4], and for N(0, I).
+X_LIMITS, Y_LIMITS = (-3.8, 3.8), (-3.5, 4.1)
+
+
+def build_denoiser(
+    predict: str,
+    x_dim: int,
+    alphas: Tensor,
+    alpha_bars: Tensor,
+    *,
+    hidden_dim: int | None = None,
+    published_embedding: bool = False,
+    seed: int = 0,
+) -> nn.Module:
+    """Return an untrained denoiser: the network, asked for what `predict` names.
+
+    "mean": the network's output is the mean of x_{t-1} (published); "start": it is x_0,
+    and the mean follows from the posterior; "noise": it is the noise in x_t, likewise.
+    `published_embedding` embeds index i as row i of the position table, not i + 1.
+    `seed` drives the initial weights and leaves PyTorch's global state as it was.
+    """
+    if predict not in ("mean", "start", "noise"):
+        raise ValueError(f"predict must be mean, start or noise, got {predict!r}")
+    num_timesteps = len(alphas)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        network = Denoising(x_dim, num_timesteps, hidden_dim)
+    if published_embedding:
+        network.emb = position_encoding_init(num_timesteps, x_dim)
+    if predict == "start":
+        return PredictStart(network, alphas, alpha_bars)
+    if predict == "noise":
+        return PredictNoise(network, alphas, alpha_bars)
+    return network
+
+
+def train(
+    denoiser: nn.Module,
+    x_start: Tensor,
+    alphas: Tensor,
+    alpha_bars: Tensor,
+    *,
+    epochs: int = 20,
+    steps_per_epoch: int = 40,
+    batch_size: int = 1,
+    lr: float = 1e-3,
+    decay: bool = True,
+    first_index: int = 0,
+    seed: int = 0,
+) -> list[float]:
+    """Train a denoiser in place on the one datum x_start; return each epoch's mean loss.
+
+    Every step draws batch_size indices t uniformly from first_index..T-1, noises x_start
+    to x_t with `q_sample`, and takes one AdamW step (PyTorch's defaults) on
+
+        mean((mu~_t(x_t, x_0) - mu_theta(x_t, t))^2)    over coordinates and batch.
+
+    x_start: (D,), on the denoiser's device. decay: let the learning rate fall from lr to
+    0 over the run, as half a cosine; False keeps it (published). first_index: 0, or 1 to
+    leave out the chain's last step (published). Raises FloatingPointError once the loss
+    is no longer finite.
+    """
+    generator = torch.Generator(x_start.device).manual_seed(seed)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=lr, fused=True)
+    scheduler = CosineAnnealingLR(
+        optimizer, T_max=epochs * steps_per_epoch, eta_min=0 if decay else lr
+    )
+    x_start = x_start.expand(batch_size, -1)
+    losses = []
+    for epoch in (bar := trange(epochs, desc="training", disable=None)):
+        # An epoch's indices at once: bringing them to the CPU makes it wait for a GPU.
+        indices = torch.randint(
+            first_index,
+            len(alphas),
+            (steps_per_epoch, batch_size),
+            generator=generator,
+            device=x_start.device,
+        )
+        total = torch.zeros((), device=x_start.device)
+        for t in indices.cpu():
+            x_t = q_sample(x_start, t, alpha_bars, generator=generator)
+            target, _ = posterior_mean_variance(x_start, x_t, t, alphas, alpha_bars)
+            loss = mse_loss(denoiser(x_t, t), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            total += loss.detach()
+        losses.append(total.item() / steps_per_epoch)
+        bar.set_postfix(loss=f"{losses[-1]:.4f}")
+        if not math.isfinite(losses[-1]):
+            raise FloatingPointError(
+                f"the loss is {losses[-1]} in epoch {epoch + 1}, with a learning rate "
+                f"that began at {lr}: try a smaller --lr"
+            )
+    return losses
+
+
+def sample(
+    denoiser: Denoiser,
+    alphas: Tensor,
+    data_size: int,
+    *,
+    x_T: Tensor | None = None,
+    variance: Literal["beta", "posterior"] = "beta",
+    first_index: int = 0,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Run the reverse chain from pure noise; return all its states, x_T first.
+
+    One `denoise_with_mu` step for each index T-1..first_index. With first_index 0 the
+    last row is x_0, and the shape (T + 1, data_size); with 1 (published) it is x_1, and
+    there are T rows.
+
+    x_T: the starting state, (data_size,); None draws it from N(0, I) on `device`.
+    """
+    device = device if x_T is None else x_T.device
+    generator = torch.Generator(device).manual_seed(seed)
+    if x_T is None:
+        x_T = torch.randn(data_size, generator=generator, device=device)
+    chain = [x_T]
+    for t in reversed(range(first_index, len(alphas))):
+        x_t = chain[-1]
+        x_t_before = denoise_with_mu(
+            denoiser, x_t, t, alphas, data_size, variance=variance, generator=generator
+        )
+        chain.append(x_t_before)
+    return torch.stack(chain)
+
+
+@torch.no_grad()
+def mean_gap(
+    denoiser: Denoiser,
+    x_start: Tensor,
+    alphas: Tensor,
+    alpha_bars: Tensor,
+    *,
+    states_per_step: int = 8,
+    seed: int = 0,
+) -> Tensor:
+    """Return how far the denoiser's mean is from the exact one, for t = 2..T: (T - 1,).
+
+    KL(N(mu~_t, beta_t I) || N(mu_theta(x_t, t), beta_t I)), which is
+    norm(mu~_t - mu_theta)^2 / (2 beta_t), in nats per dimension, averaged over
+    `states_per_step` draws of x_t from q(x_t | x_0). The sum over t compares whole
+    chains; t = 1 is left out, its exact law being a point.
+    """
+    generator = torch.Generator(x_start.device).manual_seed(seed)
+    x_start = x_start.expand(states_per_step, -1)
+    gaps = []
+    for t in range(1, len(alphas)):
+        x_t = q_sample(x_start, t, alpha_bars, generator=generator)
+        exact, _ = posterior_mean_variance(x_start, x_t, t, alphas, alpha_bars)
+        beta = (1 - alphas[t]).item()
+        kl = gaussian_kl(exact, beta, denoiser(x_t, t), beta)
+        gaps.append(kl.mean() / x_start.shape[-1])
+    return torch.stack(gaps) if gaps else torch.zeros(0)
+
+
+def prior_kl(x_start: Tensor, alpha_bars: Tensor) -> float:
+    """Return KL(q(x_T | x_0) || N(0, I)) in nats per dimension.
+
+    The first term of the bound: what the chain loses by starting from pure noise.
+    """
+    mean = alpha_bars[-1].sqrt().item() * x_start
+    variance = 1 - alpha_bars[-1].item()
+    kl = gaussian_kl(mean, variance, torch.zeros_like(mean), 1.0)
+    return kl.item() / len(x_start)
+
+
+def draw_film(
+    chain: Tensor,
+    path: str | os.PathLike[str],
+    *,
+    fps: float = 24,
+    dpi: float = 120,
+    first_index: int = 0,
+) -> None:
+    """Write the film of a chain as an animated GIF, one frame per state.
+
+    chain: (states, 2N), its last row x_t with t = first_index. A frame lasts 1 / fps,
+    rounded to the centiseconds of a GIF, the last one 1.5 s; it is 5 x 5 inches, at
+    `dpi` pixels each. The axes are fixed.
+    """
+    figure = _figure(1, 1, inches=5, dpi=dpi)
+    camera = Camera(figure)
+    film = _Film()
+    with tqdm(total=2 * len(chain), desc="drawing", disable=None) as bar:
+        for state, t in _stills(chain, first_index):
+            _draw_state(figure.axes[0], state, t)
+            camera.snap()
+            bar.update()
+        camera.animate().save(
+            path, writer=film, progress_callback=lambda *_: bar.update()
+        )
+    _write_whole(path, film.encoded(centiseconds=round(100 / fps), hold=150))
+
+
+def draw_strip(
+    chain: Tensor,
+    path: str | os.PathLike[str],
+    *,
+    stills: int = 10,
+    dpi: float = 120,
+    first_index: int = 0,
+) -> None:
+    """Write the film as one PNG: evenly spaced stills in time order, in two rows."""
+    kept = np.linspace(0, len(chain) - 1, min(stills, len(chain))).round().astype(int)
+    figure = _figure(2, math.ceil(len(kept) / 2), inches=2, dpi=dpi)
+    frames = _stills(chain, first_index)
+    for ax, k in zip(figure.axes, kept):
+        _draw_state(ax, *frames[k])
+    strip = io.BytesIO()
+    figure.savefig(strip, format="png")
+    _write_whole(path, strip.getvalue())
+
+
+class _Film(PillowWriter):
+    """Keeps each frame as the animation has just drawn it, instead of drawing it again.
+
+    Frames hold two colours and their blends, so the red of a pixel is its index in one
+    palette for the whole film, and nothing need be quantised.
+    """
+
+    def grab_frame(self, **savefig_kwargs: object) -> None:
+        red = np.asarray(self.fig.canvas.buffer_rgba())[..., 0]
+        self._frames.append(Image.fromarray(red))
+
+    def finish(self) -> None:
+        """Write nothing: an animation calls this even when it was interrupted."""
+
+    def encoded(self, centiseconds: int, hold: int) -> bytes:
+        """Return the GIF; each frame lasts `centiseconds`, the last one `hold`."""
+        ink, paper = np.array(to_rgb(INK)), np.array(to_rgb(PAPER))
+        blend = np.clip((np.arange(256) / 255 - ink[0]) / (paper[0] - ink[0]), 0, 1)
+        palette = (
+            (255 * (ink + blend[:, None] * (paper - ink))).round().astype(np.uint8)
+        )
+        for frame in self._frames:
+            frame.putpalette(palette.tobytes())
+        gif = io.BytesIO()
+        first, *others = self._frames
+        durations = [10 * centiseconds] * len(others) + [10 * hold]
+        first.save(
+            gif,
+            format="GIF",
+            save_all=True,
+            append_images=others,
+            duration=durations,
+            loop=0,
+        )
+        return gif.getvalue()
+
+
+def _figure(rows: int, columns: int, inches: float, dpi: float) -> Figure:
+    """Return a figure of square panels, outside pyplot: no window, no backend chosen."""
+    size = (columns * inches, rows * inches)
+    figure = Figure(figsize=size, dpi=dpi, facecolor=PAPER)
+    FigureCanvasAgg(figure)
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=0, hspace=0)
+    for ax in figure.subplots(rows, columns, squeeze=False).flat:
+        ax.set(xlim=X_LIMITS, ylim=Y_LIMITS, aspect="equal")
+        ax.set_axis_off()
+    return figure
+
+
+def _stills(chain: Tensor, first_index: int) -> list[tuple[list[float], int]]:
+    """Return the states in time order, each with its t."""
+    times = range(first_index + len(chain) - 1, first_index - 1, -1)
+    return list(zip(chain.tolist(), times))
+
+
+def _draw_state(ax: Axes, state: Sequence[float], t: int) -> None:
+    x, y = unpack_1d_data(state)
+    points = pd.DataFrame({"x": x, "y": y})
+    # The marker grows with the panel: 8 square points in one of 5 inches.
+    inches = ax.get_window_extent().width / ax.figure.dpi
+    size = 8 * (inches / 5) ** 2
+    sns.scatterplot(points, x="x", y="y", ax=ax, s=size, color=INK, linewidth=0)
+    ax.text(
+        *(0.04, 0.92),
+        f"$t = {t}$",
+        transform=ax.transAxes,
+        color=INK,
+        size=7 + 1.8 * inches,
+    )
+
+
+def _write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write beside the target and move into place: it is replaced whole or not at all."""
+    target = Path(os.path.realpath(path))
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the experiment as the command line asks, and print its report.
+
+    Exits with status 2 for bad input, before any training, 1 if training or writing
+    fails, 130 if interrupted: one line on standard error, and no file left half-written.
+    """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        _run(args, parser)
+    except KeyboardInterrupt:
+        parser.exit(130, "main.py: interrupted\n")
+    except (FloatingPointError, MemoryError, OSError) as error:
+        parser.exit(1, f"main.py: error: {error}\n")
+
+
+def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    began = perf_counter()
+    try:
+        _check(args)
+        alphas, alpha_bars = noise_schedule(
+            args.timesteps, args.beta_start, args.beta_end
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            x_start = image_to_vector(
+                args.image, args.image_size, args.threshold, args.max_points
+            )
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    for warning in caught:
+        print(f"main.py: note: {warning.message}", file=sys.stderr)
+    loaded = perf_counter()
+
+    x_start = x_start.to(args.device)
+    first_index = 1 if args.as_published else 0
+    # One seed, four independent streams.
+    seeds = np.random.SeedSequence(args.seed).generate_state(4).tolist()
+    denoiser = build_denoiser(
+        args.predict,
+        len(x_start),
+        alphas,
+        alpha_bars,
+        hidden_dim=args.hidden,
+        published_embedding=args.as_published,
+        seed=seeds[0],
+    ).to(args.device)
+    losses = train(
+        denoiser,
+        x_start,
+        alphas,
+        alpha_bars,
+        epochs=args.epochs,
+        steps_per_epoch=args.steps_per_epoch,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        decay=not args.as_published,
+        first_index=first_index,
+        seed=seeds[1],
+    )
+    trained = perf_counter()
+
+    chain = sample(
+        denoiser,
+        alphas,
+        len(x_start),
+        variance=args.variance,
+        first_index=first_index,
+        seed=seeds[2],
+        device=args.device,
+    )
+    rmse = (chain[-1] - x_start).square().mean().sqrt().item()
+    sampled = perf_counter()
+
+    drawing = {"dpi": args.dpi, "first_index": first_index}
+    draw_film(chain, args.output, fps=args.fps, **drawing)
+    if args.strip:
+        draw_strip(chain, args.strip, **drawing)
+    drawn = perf_counter()
+
+    gaps = mean_gap(denoiser, x_start, alphas, alpha_bars, seed=seeds[3])
+    report = {
+        "points": len(x_start) // 2,
+        "alpha_bar_T": alpha_bars[-1].item(),
+        "prior_kl": prior_kl(x_start, alpha_bars),
+        "loss": losses[-1],
+        "chain_kl": gaps.sum().item(),
+        "rmse": rmse,
+        "load_s": loaded - began,
+        "train_s": trained - loaded,
+        "sample_s": sampled - trained,
+        "draw_s": drawn - sampled,
+        "output": args.output,
+    }
+    if args.strip:
+        report["strip"] = args.strip
+    for name, value in report.items():
+        print(f"{name:<12}", f"{value:.4g}" if isinstance(value, float) else value)
+    if report["prior_kl"] > 0.1:
+        print(
+            "note: prior_kl is above 0.1: x_T still remembers the picture, but the chain "
+            "starts from pure noise, where no training step was; raise --beta-end "
+            "(0.6 mends it)"
+        )
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what the flags allow one by one, but not together or not on this machine.
+
+    Also settles `--device auto`.
+    """
+    if args.as_published and args.timesteps < 2:
+        raise ValueError(
+            "--as-published leaves out index 0: --timesteps must be above 1"
+        )
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch finds no CUDA device here; use cpu")
+    taken = {args.image.resolve(): "--image"}
+    for flag, path, suffix in (
+        ("--output", args.output, ".gif"),
+        ("--strip", args.strip, ".png"),
+    ):
+        if path is None:
+            continue
+        folder = path.resolve().parent
+        if path.suffix.lower() != suffix:
+            raise ValueError(f"{flag} must end in {suffix}, got {path}")
+        if path.is_dir():
+            raise ValueError(f"{flag} {path} is a folder")
+        if not folder.is_dir():
+            raise ValueError(f"{flag} {path}: there is no folder {folder}")
+        if not os.access(folder, os.W_OK):
+            raise ValueError(f"{flag} {path}: the folder {folder} is not writable")
+        if path.resolve() in taken:
+            raise ValueError(f"{flag} {path} would overwrite {taken[path.resolve()]}")
+        taken[path.resolve()] = flag
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"main.py: error: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="main.py",
+        description="Turn a picture into a cloud of points, train a diffusion model on "
+        "that one cloud, and film its way back out of noise. The defaults are the "
+        "published settings.",
+        epilog="The report. prior_kl: KL of q(x_T | x_0) to N(0, I); chain_kl: KL of the "
+        "reverse steps with the exact mean to those with the network's, summed over "
+        "t = 2..T (both in nats per dimension); rmse: the last state against the "
+        "picture's cloud, in its units; load_s to draw_s: seconds.",
+    )
+    count = _number(int, 1)
+    for name, default, kind, meaning in (
+        ("--output", Path("output.gif"), Path, "film to write, a GIF"),
+        ("--strip", None, Path, "picture of about ten of its stills to write, a PNG"),
+        ("--image-size", IMG_SIZE, _number(int, 1, 10_000), "pixels a side to work at"),
+        ("--threshold", 50, _number(int, 0, 255), "lightest grey that makes a point"),
+        ("--max-points", 2500, _number(int, 2), "points to keep at most"),
+        ("--timesteps", 30, count, "diffusion steps T"),
+        ("--beta-start", 4e-4, float, "noise variance of the first step"),
+        ("--beta-end", 0.02, float, "noise variance of the last step"),
+        ("--hidden", None, count, "width of the hidden layers; None: that of the data"),
+        ("--epochs", 20, count, "epochs of training"),
+        ("--steps-per-epoch", 40, count, "training steps in an epoch"),
+        ("--batch-size", 1, count, "noised states in a training step"),
+        ("--lr", 1e-3, _number(float, 1e-12), "learning rate of AdamW at the start"),
+        ("--seed", 0, _number(int, 0), "seed of everything random"),
+        (
+            "--fps",
+            24,
+            _number(float, 0.01, 50),
+            "frames per second, as near as GIF can",
+        ),
+        ("--dpi", 120, _number(int, 10, 13_000), "pixels per inch of 5-inch frames"),
+    ):
+        meaning += f" (default: {default})"
+        parser.add_argument(name, default=default, type=kind, help=meaning)
+    for name, choices, meaning in (
+        ("--predict", ("mean", "start", "noise"), "mean of x_{t-1}, x_0, or the noise"),
+        ("--variance", ("beta", "posterior"), "the reverse step's: beta_t or beta~_t"),
+        ("--device", ("auto", "cpu", "cuda"), "auto is CUDA if there is one, else CPU"),
+    ):
+        meaning += f" (default: {choices[0]})"
+        parser.add_argument(name, default=choices[0], choices=choices, help=meaning)
+    parser.add_argument(
+        "--image",
+        default=Path(__file__).with_name("homer.png"),
+        type=Path,
+        help="picture to learn (default: the homer.png beside main.py)",
+    )
+    parser.add_argument(
+        "--as-published",
+        action="store_true",
+        help="take back what is mended here: leave out index 0, embed index i as row i "
+        "of the position table, keep the learning rate constant",
+    )
+    return parser
+
+
+def _number(
+    kind: type[int] | type[float], low: float, high: float = sys.float_info.max
+) -> Callable[[str], float]:
+    """Return what reads a flag's number, from low to high."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high:
+            limits = (
+                f"at least {low}" if high == sys.float_info.max else f"{low} to {high}"
+            )
+            raise argparse.ArgumentTypeError(f"must be {limits}, got {text}")
+        return value
+
+    parse.__name__ = kind.__name__  # what argparse calls a text that is no number
+    return parse
+
+
+if __name__ == "__main__":
+    main()
