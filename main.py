@@ -23,7 +23,7 @@ from celluloid import Camera
 from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
@@ -45,7 +45,9 @@ from diffusion import (
 )
 from utils import IMG_SIZE, image_to_vector, unpack_1d_data
 
-INK, PAPER = "#1b1b1b", "#ffd90f"
+INK, PAPER = "#000000", "#ffd90f"
+BLENDS = LinearSegmentedColormap.from_list("ink on paper", [INK, PAPER], N=256)
+PALETTE = BLENDS(range(256), bytes=True)[:, :3].tobytes()
 # Wide enough for the cloud of any picture, [-3, 3) x (-2, 4], and for N(0, I).
 X_LIMITS, Y_LIMITS = (-3.8, 3.8), (-3.5, 4.1)
 
@@ -228,7 +230,7 @@ def draw_film(
     """Write the film of a chain as an animated GIF, one frame per state.
 
     chain: (states, 2N), its last row x_t with t = first_index. A frame lasts 1 / fps,
-    rounded to the centiseconds of a GIF, the last one 1.5 s; it is 5 x 5 inches, at
+    rounded to the centiseconds of a GIF, the last one at least 1.5 s; it is 5 x 5 inches, at
     `dpi` pixels each. The axes are fixed.
     """
     figure = _figure(1, 1, inches=5, dpi=dpi)
@@ -265,37 +267,29 @@ def draw_strip(
 
 
 class _Film(PillowWriter):
-    """Keeps each frame as the animation has just drawn it, instead of drawing it again.
-
-    Frames hold two colours and their blends, so the red of a pixel is its index in one
-    palette for the whole film, and nothing need be quantised.
-    """
+    """Keeps each frame as the animation has just drawn it, where others draw it again."""
 
     def grab_frame(self, **savefig_kwargs: object) -> None:
+        # From ink to paper red grows from 0 to 255: it is the index in their palette.
         red = np.asarray(self.fig.canvas.buffer_rgba())[..., 0]
-        self._frames.append(Image.fromarray(red))
+        frame = Image.fromarray(red)
+        frame.putpalette(PALETTE)
+        self._frames.append(frame)
 
     def finish(self) -> None:
         """Write nothing: an animation calls this even when it was interrupted."""
 
     def encoded(self, centiseconds: int, hold: int) -> bytes:
-        """Return the GIF; each frame lasts `centiseconds`, the last one `hold`."""
-        ink, paper = np.array(to_rgb(INK)), np.array(to_rgb(PAPER))
-        blend = np.clip((np.arange(256) / 255 - ink[0]) / (paper[0] - ink[0]), 0, 1)
-        palette = (
-            (255 * (ink + blend[:, None] * (paper - ink))).round().astype(np.uint8)
-        )
-        for frame in self._frames:
-            frame.putpalette(palette.tobytes())
-        gif = io.BytesIO()
+        """Return the GIF; each frame lasts `centiseconds`, the last at least `hold`."""
         first, *others = self._frames
-        durations = [10 * centiseconds] * len(others) + [10 * hold]
+        lasting = [centiseconds] * len(others) + [max(centiseconds, hold)]
+        gif = io.BytesIO()
         first.save(
             gif,
             format="GIF",
             save_all=True,
             append_images=others,
-            duration=durations,
+            duration=[10 * each for each in lasting],
             loop=0,
         )
         return gif.getvalue()
@@ -327,7 +321,7 @@ def _draw_state(ax: Axes, state: Sequence[float], t: int) -> None:
     size = 8 * (inches / 5) ** 2
     sns.scatterplot(points, x="x", y="y", ax=ax, s=size, color=INK, linewidth=0)
     ax.text(
-        *(0.04, 0.92),
+        *(0.04, 0.9),
         f"$t = {t}$",
         transform=ax.transAxes,
         color=INK,
@@ -382,8 +376,6 @@ def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 
     x_start = x_start.to(args.device)
     first_index = 1 if args.as_published else 0
-    # One seed, four independent streams.
-    seeds = np.random.SeedSequence(args.seed).generate_state(4).tolist()
     denoiser = build_denoiser(
         args.predict,
         len(x_start),
@@ -391,7 +383,7 @@ def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         alpha_bars,
         hidden_dim=args.hidden,
         published_embedding=args.as_published,
-        seed=seeds[0],
+        seed=args.seed,
     ).to(args.device)
     losses = train(
         denoiser,
@@ -404,7 +396,7 @@ def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         lr=args.lr,
         decay=not args.as_published,
         first_index=first_index,
-        seed=seeds[1],
+        seed=args.seed + 1,
     )
     trained = perf_counter()
 
@@ -414,7 +406,7 @@ def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         len(x_start),
         variance=args.variance,
         first_index=first_index,
-        seed=seeds[2],
+        seed=args.seed + 2,
         device=args.device,
     )
     rmse = (chain[-1] - x_start).square().mean().sqrt().item()
@@ -426,7 +418,7 @@ def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         draw_strip(chain, args.strip, **drawing)
     drawn = perf_counter()
 
-    gaps = mean_gap(denoiser, x_start, alphas, alpha_bars, seed=seeds[3])
+    gaps = mean_gap(denoiser, x_start, alphas, alpha_bars, seed=args.seed + 3)
     report = {
         "points": len(x_start) // 2,
         "alpha_bar_T": alpha_bars[-1].item(),
