@@ -1,0 +1,644 @@
+"""The mathematics, held against Bayes' rule, integrals, chains and other libraries."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributions import MultivariateNormal, kl_divergence
+
+from diffusion import (
+    Denoising,
+    PredictNoise,
+    PredictStart,
+    denoise_with_mu,
+    gaussian_kl,
+    noise_schedule,
+    position_encoding_init,
+    posterior_mean_variance,
+    posterior_q,
+    q_sample,
+)
+
+devices = pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"),
+        ),
+    ],
+)
+
+
+@st.composite
+def schedules(draw, min_timesteps=1):
+    timesteps = draw(st.integers(min_timesteps, 60))
+    low, high = sorted(draw(st.tuples(*[st.floats(1e-5, 0.95)] * 2)))
+    return noise_schedule(timesteps, low, high)
+
+
+@st.composite
+def posteriors(draw, min_timesteps=1):
+    """A schedule, an index or one per row, and two states that fit it, in float64."""
+    alphas, alpha_bars = draw(schedules(min_timesteps))
+    indices = st.integers(min_timesteps - 1, len(alphas) - 1)
+    rows, columns = draw(st.tuples(st.integers(0, 4), st.integers(1, 6)))
+    shape = (rows, columns) if rows else (columns,)
+    x_start, x_t = torch.randn((2, *shape), dtype=torch.float64, generator=seeded(draw))
+    t = draw(indices)
+    if rows and draw(st.booleans()):
+        t = torch.tensor(draw(st.lists(indices, min_size=rows, max_size=rows)))
+    return 3 * x_start, 3 * x_t, t, alphas, alpha_bars
+
+
+def seeded(draw):
+    return torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+
+
+def by_hand(alphas, t):
+    """alpha_t, abar_t and abar_{t-1} from a product over plain numbers."""
+    numbers = alphas.tolist()
+    return numbers[t], math.prod(numbers[: t + 1]), math.prod(numbers[:t])
+
+
+def columns_by_hand(alphas, t):
+    """`by_hand` as tensors that multiply a state, for one index or one per row."""
+    if not isinstance(t, torch.Tensor):
+        return torch.tensor(by_hand(alphas, t), dtype=torch.float64)
+    rows = [by_hand(alphas, index) for index in t.tolist()]
+    return torch.tensor(rows, dtype=torch.float64).T[..., None]
+
+
+# The schedule
+
+
+def test_published_schedule():
+    alphas, alpha_bars = noise_schedule()
+    assert alphas.dtype == alpha_bars.dtype == torch.float64
+    assert len(alphas) == 30
+    assert 1 - alphas[0].item() == pytest.approx(4e-4, rel=1e-12)
+    assert 1 - alphas[-1].item() == pytest.approx(0.02, rel=1e-12)
+    assert alpha_bars[-1].item() == pytest.approx(0.79, abs=0.005)
+
+
+@given(st.integers(1, 40), st.floats(1e-6, 0.9), st.floats(1e-6, 0.9))
+def test_schedule_is_linear_in_sqrt_beta(timesteps, one, other):
+    start, end = sorted((one, other))
+    alphas, alpha_bars = noise_schedule(timesteps, start, end)
+    for i in range(timesteps):
+        share = i / (timesteps - 1) if timesteps > 1 else 0
+        beta = (math.sqrt(start) * (1 - share) + math.sqrt(end) * share) ** 2
+        assert alphas[i].item() == pytest.approx(1 - beta, rel=1e-12)
+        _, alpha_bar, _ = by_hand(alphas, i)
+        assert alpha_bars[i].item() == pytest.approx(alpha_bar, rel=1e-12)
+
+
+# The forward process
+
+
+@pytest.mark.parametrize("t", [0, 7, 29])
+def test_q_sample_moments(t):
+    alphas, alpha_bars = noise_schedule(beta_end=0.6)
+    _, alpha_bar, _ = by_hand(alphas, t)
+    n = 400_000
+    x_start = torch.full((n,), 2.0, dtype=torch.float64)
+    x_t = q_sample(x_start, t, alpha_bars, generator=torch.Generator().manual_seed(t))
+    variance = 1 - alpha_bar
+    # Five standard errors of a Gaussian sample's mean and variance.
+    assert x_t.mean().item() == pytest.approx(
+        2 * math.sqrt(alpha_bar), abs=5 * math.sqrt(variance / n)
+    )
+    assert x_t.var().item() == pytest.approx(variance, rel=5 * math.sqrt(2 / n))
+
+
+@pytest.mark.parametrize("t", [0, 3, 9])
+def test_q_sample_has_the_law_of_the_chain(t):
+    alphas, alpha_bars = noise_schedule(10, 0.01, 0.5)
+    rng, n = np.random.default_rng(0), 100_000
+    chain = np.full(n, -1.5)
+    for alpha in alphas[: t + 1].tolist():
+        chain = math.sqrt(alpha) * chain + math.sqrt(1 - alpha) * rng.normal(size=n)
+    x_start = torch.full((n,), -1.5, dtype=torch.float64)
+    x_t = q_sample(x_start, t, alpha_bars, generator=torch.Generator().manual_seed(0))
+    # Kolmogorov-Smirnov for two samples, at the level of 1 in 1,000.
+    points = np.sort(np.concatenate([chain, x_t.numpy()]))
+    below = [np.searchsorted(np.sort(s), points, "right") / n for s in (chain, x_t)]
+    assert np.abs(below[0] - below[1]).max() < 1.95 * math.sqrt(2 / n)
+
+
+def test_q_sample_noises_each_row_with_its_own_index():
+    _, alpha_bars = noise_schedule(beta_end=0.6)
+    t = torch.tensor([0, 12, 29])
+    x_start = torch.randn(3, 50_000, generator=torch.Generator().manual_seed(1))
+    x_t = q_sample(x_start, t, alpha_bars, generator=torch.Generator().manual_seed(2))
+    for row in range(3):
+        noise = x_t[row] - alpha_bars[t[row]].sqrt() * x_start[row]
+        assert noise.var().item() == pytest.approx(
+            1 - alpha_bars[t[row]].item(), rel=5 * math.sqrt(2 / 50_000)
+        )
+
+
+def test_no_covariance_matrix_is_formed():
+    alphas, alpha_bars = noise_schedule(3)
+    x = torch.ones(2_000_000)  # whose D x D matrix would take 16 TB
+    x_t = q_sample(x, 2, alpha_bars)
+    posterior_mean_variance(x, x_t, 2, alphas, alpha_bars)
+    assert denoise_with_mu(lambda x_t, t: x_t, x_t, 2, alphas).shape == x.shape
+
+
+# The posterior
+
+
+@given(posteriors(min_timesteps=2))
+def test_posterior_is_bayes_rule(case):
+    x_start, x_t, t, alphas, alpha_bars = case
+    alpha, _, alpha_bar_prev = columns_by_hand(alphas, t)
+    # The prior q(x_{t-1} | x_0) and the likelihood q(x_t | x_{t-1}), as precisions.
+    prior, likelihood = 1 / (1 - alpha_bar_prev), alpha / (1 - alpha)
+    variance = 1 / (prior + likelihood)
+    mean = variance * (
+        prior * alpha_bar_prev.sqrt() * x_start + likelihood * x_t / alpha.sqrt()
+    )
+    got_mean, got_variance = posterior_mean_variance(
+        x_start, x_t, t, alphas, alpha_bars
+    )
+    assert got_mean.shape == x_t.shape
+    assert got_variance.shape == torch.as_tensor(t).shape
+    torch.testing.assert_close(got_mean, mean, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        got_variance.reshape(-1), variance.reshape(-1), rtol=1e-8, atol=0
+    )
+
+
+@given(schedules(min_timesteps=2), st.data())
+def test_posterior_is_the_integral(schedule, data):
+    alphas, alpha_bars = schedule
+    t = data.draw(st.integers(1, len(alphas) - 1))
+    x_start, x_t = data.draw(st.tuples(*[st.floats(-2, 2)] * 2))
+    alpha, _, alpha_bar_prev = by_hand(alphas, t)
+    prior_mean, prior_variance = math.sqrt(alpha_bar_prev) * x_start, 1 - alpha_bar_prev
+    peaks = (
+        prior_mean,
+        x_t / math.sqrt(alpha),
+    )  # of the two factors; the mass is between
+    width = min(math.sqrt(prior_variance), math.sqrt((1 - alpha) / alpha))
+    x = np.linspace(min(peaks) - 12 * width, max(peaks) + 12 * width, 400_001)
+    assert x[1] - x[0] < width / 10
+    log_density = -((x - prior_mean) ** 2) / (2 * prior_variance) - (
+        x_t - math.sqrt(alpha) * x
+    ) ** 2 / (2 * (1 - alpha))
+    weight = np.exp(log_density - log_density.max())
+    weight /= weight.sum()
+    mean = (weight * x).sum()
+    variance = (weight * (x - mean) ** 2).sum()
+    got_mean, got_variance = posterior_mean_variance(
+        torch.tensor([x_start], dtype=torch.float64),
+        torch.tensor([x_t], dtype=torch.float64),
+        t,
+        alphas,
+        alpha_bars,
+    )
+    assert got_mean.item() == pytest.approx(mean, rel=1e-6, abs=1e-6)
+    assert got_variance.item() == pytest.approx(variance, rel=1e-6)
+
+
+@given(schedules())
+def test_posterior_identities(schedule):
+    alphas, alpha_bars = schedule
+    one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for t in range(len(alphas)):
+        _, alpha_bar, alpha_bar_prev = by_hand(alphas, t)
+        a, variance = posterior_mean_variance(one, zero, t, alphas, alpha_bars)
+        b, _ = posterior_mean_variance(zero, one, t, alphas, alpha_bars)
+        a, b, variance = a.item(), b.item(), variance.item()
+        assert a + b * math.sqrt(alpha_bar) == pytest.approx(math.sqrt(alpha_bar_prev))
+        assert b**2 * (1 - alpha_bar) + variance == pytest.approx(
+            1 - alpha_bar_prev, rel=1e-8, abs=1e-12
+        )
+
+
+@given(posteriors())
+def test_posterior_written_in_the_noise(case):
+    x_start, noise, t, alphas, alpha_bars = case
+    _, alpha_bar, _ = columns_by_hand(alphas, t)
+    x_t = alpha_bar.sqrt() * x_start + (1 - alpha_bar).sqrt() * noise
+    mean, _ = posterior_mean_variance(x_start, x_t, t, alphas, alpha_bars)
+    from_noise = PredictNoise(lambda x_t, t: noise, alphas, alpha_bars)(x_t, t)
+    torch.testing.assert_close(from_noise, mean, rtol=1e-7, atol=1e-7)
+
+
+@given(schedules())
+def test_posterior_at_index_0_is_x_start(schedule):
+    x_start, x_t = torch.randn(2, 3, 4, dtype=torch.float64)
+    mean, variance = posterior_mean_variance(x_start, x_t, 0, *schedule)
+    assert torch.equal(mean, x_start)
+    assert variance == 0
+    t = torch.zeros(3, dtype=torch.int64)
+    mean, variance = posterior_mean_variance(x_start, x_t, t, *schedule)
+    assert torch.equal(mean, x_start)
+    assert torch.equal(variance, torch.zeros(3, dtype=torch.float64))
+
+
+def test_posterior_q_adds_the_dense_covariance():
+    schedule = noise_schedule()
+    x_start, x_t = torch.randn(2, 3, 4)
+    for t in (5, torch.tensor([0, 5, 29])):
+        mean, covariance = posterior_q(x_start, x_t, t, *schedule)
+        same_mean, variance = posterior_mean_variance(x_start, x_t, t, *schedule)
+        assert torch.equal(mean, same_mean)
+        assert covariance.shape == (*variance.shape, 4, 4)
+        for matrix, number in zip(covariance.reshape(-1, 4, 4), variance.reshape(-1)):
+            assert np.array_equal(matrix, number.item() * np.eye(4, dtype=np.float32))
+
+
+@given(posteriors(min_timesteps=2))
+def test_start_denoiser_with_the_truth_is_the_posterior(case):
+    x_start, x_t, t, alphas, alpha_bars = case
+    exact = PredictStart(lambda x_t, t: x_start, alphas, alpha_bars)
+    mean, _ = posterior_mean_variance(x_start, x_t, t, alphas, alpha_bars)
+    assert torch.equal(exact(x_t, t), mean)
+
+
+# The KL of two Gaussians
+
+
+@given(
+    st.integers(1, 6),
+    st.lists(st.tuples(*[st.floats(0.01, 100)] * 2), min_size=1, max_size=4),
+    st.integers(0, 2**32),
+)
+def test_gaussian_kl_against_torch_distributions(d, variances, seed):
+    generator = torch.Generator().manual_seed(seed)
+    mean1, mean2 = torch.randn(
+        2, len(variances), d, dtype=torch.float64, generator=generator
+    )
+    variance1, variance2 = torch.tensor(variances, dtype=torch.float64).T
+    eye = torch.eye(d, dtype=torch.float64)
+    expected = kl_divergence(
+        MultivariateNormal(mean1, variance1[:, None, None] * eye),
+        MultivariateNormal(mean2, variance2[:, None, None] * eye),
+    )
+    got = gaussian_kl(mean1, variance1, mean2, variance2)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+    one = gaussian_kl(mean1[0], variances[0][0], mean2[0], variances[0][1])
+    torch.testing.assert_close(one, expected[0], rtol=1e-9, atol=1e-9)
+
+
+# The network
+
+
+@given(st.integers(1, 8), st.integers(1, 9))
+def test_position_encoding(n_position, d):
+    table = position_encoding_init(n_position, d)
+    assert table.shape == (n_position, d) and table.dtype == torch.float32
+    assert not table[0].any()
+    for p in range(1, n_position):
+        for i in range(d):
+            angle = p / 10000 ** (2 * i / d)
+            expected = math.cos(angle) if i % 2 else math.sin(angle)
+            assert table[p, i].item() == pytest.approx(expected, abs=1e-7)
+
+
+def test_network_is_the_published_one():
+    model = Denoising(6, 4)
+    sizes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    square = {f"linear{k}.weight": (6, 6) for k in (1, 2, 3)}
+    assert sizes == square | {f"linear{k}.bias": (6,) for k in (1, 2, 3)}
+    assert [name for name, _ in model.named_buffers()] == ["emb"]
+    assert torch.equal(model.emb, position_encoding_init(5, 6)[1:])
+
+    weights = {
+        name: p.detach().double().numpy() for name, p in model.named_parameters()
+    }
+    x_t = torch.randn(3, 6)
+    rows = [0, 2, 3]
+    got = model(x_t, torch.tensor(rows))
+    for row, t in enumerate(rows):
+        hidden = x_t[row].double().numpy() + model.emb[t].double().numpy()
+        for k in (1, 2, 3):
+            hidden = weights[f"linear{k}.weight"] @ hidden + weights[f"linear{k}.bias"]
+            hidden = hidden if k == 3 else np.maximum(hidden, 0)
+        np.testing.assert_allclose(got[row].detach(), hidden, atol=1e-5)
+        torch.testing.assert_close(model(x_t[row], t), got[row])
+
+
+def test_network_width():
+    model = Denoising(6, 4, hidden_dim=3)
+    assert model.linear1.weight.shape == (3, 6)
+    assert model.linear2.weight.shape == (3, 3)
+    assert model.linear3.weight.shape == (6, 3)
+    assert model(torch.randn(6), 0).shape == (6,)
+
+
+@pytest.mark.parametrize("wrapper", [None, PredictStart, PredictNoise])
+def test_gradients(wrapper):
+    torch.manual_seed(0)
+    schedule = noise_schedule(4, 0.1, 0.5)
+    network = Denoising(4, 4, hidden_dim=5).double()
+    denoiser = wrapper(network, *schedule) if wrapper else network
+    x_t = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([1, 3])
+    assert torch.autograd.gradcheck(lambda x_t: denoiser(x_t, t), x_t)
+    denoiser(x_t, t).square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in denoiser.parameters())
+    assert network.emb.grad is None and not network.emb.requires_grad
+
+
+# The reverse step
+
+
+@pytest.mark.parametrize("variance", ["beta", "posterior"])
+@pytest.mark.parametrize("t", [0, 1, 20])
+def test_reverse_step_mean_and_variance(variance, t):
+    alphas, _ = noise_schedule(beta_end=0.6)
+    alpha, alpha_bar, alpha_bar_prev = by_hand(alphas, t)
+    expected = 1 - alpha
+    if variance == "posterior":
+        expected *= (1 - alpha_bar_prev) / (1 - alpha_bar)
+    n = 400_000
+    x_t = torch.full((n,), 3.0, dtype=torch.float64)
+    x_t_before = denoise_with_mu(
+        lambda x_t, t: x_t / 2 + t,
+        x_t,
+        t,
+        alphas,
+        variance=variance,
+        generator=torch.Generator().manual_seed(0),
+    )
+    if t == 0:
+        assert torch.equal(x_t_before, torch.full_like(x_t, 1.5))
+    else:
+        deviation = 5 * math.sqrt(expected / n)
+        assert x_t_before.mean().item() == pytest.approx(1.5 + t, abs=deviation)
+        assert x_t_before.var().item() == pytest.approx(
+            expected, rel=5 * math.sqrt(2 / n)
+        )
+
+
+def test_reverse_step_of_a_batch_adds_no_noise_at_index_0():
+    alphas, _ = noise_schedule()
+    x_t = torch.randn(3, 1000)
+    for variance in ("beta", "posterior"):
+        x_t_before = denoise_with_mu(
+            lambda x_t, t: x_t, x_t, torch.tensor([0, 1, 29]), alphas, variance=variance
+        )
+        moved = (x_t_before - x_t).std(dim=1)
+        assert moved[0] == 0 and 0 < moved[1] < moved[2]
+
+
+def test_exact_reverse_chain_retraces_the_forward_law():
+    """From x_T ~ q(x_T | x_0), the exact steps give x_t ~ q(x_t | x_0) for every t."""
+    alphas, alpha_bars = noise_schedule(beta_end=0.6)
+    n = 100_000
+    x_start = torch.full((n,), 1.7, dtype=torch.float64)
+    exact = PredictStart(lambda x_t, t: x_start, alphas, alpha_bars)
+    generator = torch.Generator().manual_seed(3)
+    x = q_sample(x_start, 29, alpha_bars, generator=generator)
+    for t in range(29, -1, -1):
+        x = denoise_with_mu(
+            exact, x, t, alphas, variance="posterior", generator=generator
+        )
+        _, _, alpha_bar = by_hand(alphas, t)
+        variance = 1 - alpha_bar
+        assert x.mean().item() == pytest.approx(
+            1.7 * math.sqrt(alpha_bar), abs=5 * math.sqrt(variance / n) + 1e-12
+        )
+        assert x.var().item() == pytest.approx(
+            variance, rel=5 * math.sqrt(2 / n), abs=1e-12
+        )
+    assert torch.equal(x, x_start)
+
+
+def test_generator_drives_all_randomness():
+    alphas, alpha_bars = noise_schedule()
+    x = torch.randn(5)
+    state = torch.get_rng_state()
+
+    def draws():
+        generator = torch.Generator().manual_seed(7)
+        x_t = q_sample(x, 9, alpha_bars, generator=generator)
+        return x_t, denoise_with_mu(lambda x, t: x, x_t, 9, alphas, generator=generator)
+
+    for one, other in zip(draws(), draws()):
+        assert torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(q_sample(x, 9, alpha_bars), q_sample(x, 9, alpha_bars))
+
+
+# The conventions
+
+
+@devices
+@pytest.mark.parametrize("schedule_dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_results_have_dtype_and_device_of_the_state(device, dtype, schedule_dtype):
+    alphas, alpha_bars = (s.to(schedule_dtype) for s in noise_schedule())
+    x = torch.randn(2, 4, dtype=dtype, device=device)
+    network = Denoising(4, 30).to(device, dtype)
+    for t in (3, torch.tensor([0, 3])):
+        x_t = q_sample(x, t, alpha_bars)
+        results = [
+            x_t,
+            *posterior_mean_variance(x, x_t, t, alphas, alpha_bars),
+            *posterior_q(x, x_t, t, alphas, alpha_bars),
+            denoise_with_mu(network, x_t, t, alphas),
+            denoise_with_mu(network, x_t, t, alphas, variance="posterior"),
+            PredictStart(network, alphas, alpha_bars)(x_t, t),
+            PredictNoise(network, alphas, alpha_bars)(x_t, t),
+            gaussian_kl(x, 1.0, x_t, 2.0),
+        ]
+        for result in results:
+            assert result.dtype == dtype and result.device == x.device
+
+
+@pytest.mark.parametrize(
+    "t", [np.int64(2), np.int32(2), torch.tensor(2), torch.tensor(2, dtype=torch.uint8)]
+)
+def test_any_integer_is_an_index(t):
+    alphas, alpha_bars = noise_schedule()
+    x_start, x_t = torch.randn(2, 6)
+    network = Denoising(6, 30)
+    assert torch.equal(network(x_t, t), network(x_t, 2))
+    for got, expected in zip(
+        posterior_mean_variance(x_start, x_t, t, alphas, alpha_bars),
+        posterior_mean_variance(x_start, x_t, 2, alphas, alpha_bars),
+    ):
+        assert torch.equal(got, expected)
+
+
+@devices
+def test_published_driver(device):
+    """The calls of the publication, positional, end to end on a cloud of four points."""
+    torch.manual_seed(0)
+    steps = 12
+    betas = torch.linspace(0.02, 0.14, steps) ** 2
+    alphas = 1 - betas
+    alpha_bars = torch.cumprod(alphas, 0)
+    x_start = torch.tensor([-1.0, 0.5, 0.0, 2.0, 1.0, -1.0, 2.0, 1.0], device=device)
+    data_size = len(x_start)
+    model = Denoising(data_size, steps).to(device)
+    model.emb = model.emb.to(device)
+    optimizer = torch.optim.AdamW(model.parameters())
+    rng = np.random.default_rng(0)
+    losses = []
+    for _ in range(300):
+        t = rng.integers(1, steps)
+        x_t = q_sample(x_start, t, alpha_bars, device)
+        mean, covariance = posterior_q(x_start, x_t, t, alphas, alpha_bars, device)
+        assert covariance.shape == (data_size, data_size)
+        loss = (model(x_t, t) - mean).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-50:]) < np.mean(losses[:50]) / 4
+    x = torch.randn(data_size, device=device)
+    for t in np.arange(1, steps)[::-1]:
+        x = denoise_with_mu(model, x, t, alphas, data_size, device)
+    assert x.shape == x_start.shape and x.device == x_start.device
+    assert (x - x_start).square().mean().sqrt() < 0.5
+
+
+def test_needs_pytorch_only():
+    code = (
+        "import sys, diffusion; "
+        "print([m for m in ('PIL', 'matplotlib', 'pandas', 'seaborn', 'utils', 'main') "
+        "if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
+# Bad input: (call, error, what the message names)
+
+alphas, alpha_bars = noise_schedule()
+x = torch.zeros(4)
+batch = torch.zeros(3, 4)
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda: noise_schedule(0), ValueError, "num_timesteps.*0"),
+        (lambda: noise_schedule(2.5), TypeError, "num_timesteps.*2.5"),
+        (lambda: noise_schedule(3, 0.0, 0.1), ValueError, "beta_start.*0.0"),
+        (lambda: noise_schedule(3, 1e-30, 0.1), ValueError, "beta_start.*1e-30"),
+        (lambda: noise_schedule(3, 0.2, 0.1), ValueError, "beta_start.*0.2 and 0.1"),
+        (lambda: noise_schedule(3, 0.2, 1.0), ValueError, "beta_end.*1.0"),
+        (lambda: noise_schedule(3, 0.2, math.nan), ValueError, "beta_end.*nan"),
+        (lambda: q_sample(x, 30, alpha_bars), IndexError, r"t .*0\.\.29.*30"),
+        (lambda: q_sample(x, -1, alpha_bars), IndexError, r"t .*0\.\.29.*-1"),
+        (lambda: q_sample(x, 1.0, alpha_bars), TypeError, "t .*1.0"),
+        (lambda: q_sample(x, "1", alpha_bars), TypeError, "t .*'1'"),
+        (lambda: q_sample(x, torch.tensor(1.0), alpha_bars), TypeError, "t .*float32"),
+        (lambda: q_sample(x, torch.tensor([1]), alpha_bars), ValueError, "t .*per row"),
+        (
+            lambda: q_sample(batch, torch.tensor([1, 2]), alpha_bars),
+            ValueError,
+            r"t .*\(3, 4\).*\(2,\)",
+        ),
+        (
+            lambda: q_sample(batch, torch.tensor([1, 2, 30]), alpha_bars),
+            IndexError,
+            "t .*30",
+        ),
+        (
+            lambda: q_sample(batch, torch.tensor([1, -2, 3]), alpha_bars),
+            IndexError,
+            "t .*-2",
+        ),
+        (lambda: q_sample([0.0], 1, alpha_bars), TypeError, "x_start.*list"),
+        (lambda: q_sample(x.int(), 1, alpha_bars), TypeError, "x_start.*int32"),
+        (lambda: q_sample(batch[None], 1, alpha_bars), ValueError, r"x_start.*1, 3, 4"),
+        (lambda: q_sample(x[:0], 1, alpha_bars), ValueError, r"x_start.*\(0,\)"),
+        (lambda: q_sample(x, 1, [0.9, 0.8]), TypeError, "alpha_bars.*list"),
+        (lambda: q_sample(x, 1, alpha_bars[None]), ValueError, "alpha_bars.*1, 30"),
+        (lambda: q_sample(x, 1, alpha_bars + 1), ValueError, r"alpha_bars.*\(0, 1\)"),
+        (lambda: q_sample(x, 1, -alpha_bars), ValueError, r"alpha_bars.*\(0, 1\)"),
+        (lambda: q_sample(x, 1, alpha_bars, "meta"), ValueError, "device.*cpu.*meta"),
+        (
+            lambda: posterior_mean_variance(x, batch, 1, alphas, alpha_bars),
+            ValueError,
+            "x_start and x_t.*shape",
+        ),
+        (
+            lambda: posterior_mean_variance(x, x.double(), 1, alphas, alpha_bars),
+            ValueError,
+            "x_start and x_t.*dtype",
+        ),
+        (
+            lambda: posterior_mean_variance(x, None, 1, alphas, alpha_bars),
+            TypeError,
+            "x_t.*NoneType",
+        ),
+        (
+            lambda: posterior_mean_variance(x, x, 1, alphas, alpha_bars[:-1]),
+            ValueError,
+            "alphas and alpha_bars.*30.*29",
+        ),
+        (
+            lambda: posterior_mean_variance(x, x, 1, alphas - 1, alpha_bars),
+            ValueError,
+            r"alphas.*\(0, 1\)",
+        ),
+        (
+            lambda: posterior_q(x, x, 1, alphas, alpha_bars, "cuda:7"),
+            ValueError,
+            "device.*cpu.*cuda:7",
+        ),
+        (lambda: gaussian_kl(x, 0.0, x, 1.0), ValueError, "variance1.*0.0"),
+        (lambda: gaussian_kl(x, 1.0, x, math.nan), ValueError, "variance2.*nan"),
+        (lambda: gaussian_kl(x, 1.0, batch, 1.0), ValueError, "mean1 and mean2"),
+        (lambda: gaussian_kl(batch, x, batch, 1.0), ValueError, r"variance1.*\(4,\)"),
+        (lambda: position_encoding_init(0, 4), ValueError, "n_position.*0"),
+        (lambda: position_encoding_init(4, -1), ValueError, "d_pos_vec.*-1"),
+        (lambda: Denoising(0, 4), ValueError, "x_dim.*0"),
+        (lambda: Denoising(4, 0), ValueError, "num_diffusion_timesteps.*0"),
+        (lambda: Denoising(4, 4, 0), ValueError, "hidden_dim.*0"),
+        (lambda: Denoising(4, 4)(x, 4), IndexError, r"t .*0\.\.3.*4"),
+        (lambda: Denoising(5, 4)(x, 3), ValueError, r"x_t.*5.*\(4,\)"),
+        (
+            lambda: denoise_with_mu(lambda x, t: x, x, 1, alphas, 5),
+            ValueError,
+            "data_size.*4.*5",
+        ),
+        (
+            lambda: denoise_with_mu(lambda x, t: x, x, 1, alphas, 4, "cuda"),
+            ValueError,
+            "device.*cpu.*cuda",
+        ),
+        (
+            lambda: denoise_with_mu(lambda x, t: x, x, 1, alphas, variance="exact"),
+            ValueError,
+            "variance.*exact",
+        ),
+    ],
+)
+def test_bad_input_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+def test_indices_live_on_the_cpu():
+    with pytest.raises(ValueError, match="t .*CPU.*cuda"):
+        q_sample(batch.cuda(), torch.tensor([1, 2, 3], device="cuda"), alpha_bars)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+def test_a_training_step_never_waits_for_the_gpu():
+    schedule = noise_schedule()
+    x_start, t = torch.randn(3, 4, device="cuda"), torch.tensor([0, 5, 29])
+    network = PredictStart(Denoising(4, 30).cuda(), *schedule)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        x_t = q_sample(x_start, t, schedule[1])
+        target, _ = posterior_mean_variance(x_start, x_t, t, *schedule)
+        (network(x_t, t) - target).square().mean().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,403 @@
+"""The experiment: its parts on a tiny cloud, and the runs that the README promises."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.distributions import MultivariateNormal, kl_divergence
+
+import main
+from diffusion import (
+    Denoising,
+    PredictNoise,
+    PredictStart,
+    noise_schedule,
+    position_encoding_init,
+)
+
+ROOT = Path(__file__).parents[1]
+TINY = "--image-size=24 --threshold=150 --epochs=2 --steps-per-epoch=5 --dpi=40"
+SCHEDULE = noise_schedule(8, 0.02, 0.5)
+X_START = torch.tensor([-1.0, 0.5, 0.0, 2.0, 1.0, -1.0, 2.0, 1.0])
+
+
+def exact_denoiser(x_start, schedule=SCHEDULE):
+    return PredictStart(lambda x_t, t: x_start.expand_as(x_t), *schedule)
+
+
+def run(flags, cwd):
+    """Run main.py as a user without a screen would; return its report and the rest."""
+    hidden = ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")
+    done = subprocess.run(
+        [sys.executable, ROOT / "main.py", *flags.split()],
+        check=False,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={name: v for name, v in os.environ.items() if name not in hidden},
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    report = dict(line.split() for line in lines if not line.startswith("note:"))
+    return report, [line for line in lines if line.startswith("note:")], done.stderr
+
+
+def film(path):
+    """Return the frames of a GIF, as arrays, and their durations in milliseconds."""
+    with Image.open(path) as gif:
+        frames, durations = [], []
+        for k in range(gif.n_frames):
+            gif.seek(k)
+            frames.append(np.asarray(gif.convert("RGB")))
+            durations.append(gif.info["duration"])
+    return frames, durations
+
+
+# The runs that the README promises
+
+
+def test_default_run(tmp_path):
+    report, notes, stderr = run("--strip strip.png", cwd=tmp_path)
+    assert list(report) == [
+        *("points", "alpha_bar_T", "prior_kl", "loss", "chain_kl", "rmse"),
+        *("load_s", "train_s", "sample_s", "draw_s", "output", "strip"),
+    ]
+    assert 800 <= int(report["points"]) <= 1200
+    assert float(report["alpha_bar_T"]) == pytest.approx(0.79, abs=0.005)
+    assert float(report["prior_kl"]) > 1
+    assert len(notes) == 1 and "--beta-end" in notes[0]
+    assert float(report["rmse"]) <= 0.03
+    assert stderr == ""  # no bar, no warning, where there is no terminal
+
+    frames, durations = film(tmp_path / "output.gif")
+    assert len(frames) == 31
+    assert frames[0].shape == (600, 600, 3)
+    assert durations[:-1] == [40] * 30  # 24 frames per second is 4.17 centiseconds
+    assert durations[-1] >= 1000
+    with Image.open(tmp_path / "strip.png") as strip:
+        width, height = strip.size
+        assert width > 2 * height
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["output.gif", "strip.png"]
+
+
+def test_start_variant(tmp_path):
+    flags = "--predict=start --beta-end=0.6 --hidden=256 --batch-size=8"
+    report, notes, _ = run(flags, cwd=tmp_path)
+    assert float(report["rmse"]) <= 0.02
+    assert float(report["chain_kl"]) <= 0.05
+    assert float(report["prior_kl"]) < 0.001
+    assert notes == []
+
+
+@pytest.mark.parametrize("predict", ["mean", "start", "noise"])
+@pytest.mark.parametrize("published", [[], ["--as-published"]])
+def test_film_is_reproducible(tmp_path, predict, published, capsys):
+    def bytes_of(name, seed):
+        torch.manual_seed(hash(name))  # the caller's random state is of no account
+        output = tmp_path / f"{name}.gif"
+        flags = ["--predict", predict, *published, "--seed", seed]
+        main.main([*TINY.split(), *flags, "--output", str(output)])
+        return output.read_bytes()
+
+    assert bytes_of("one", "5") == bytes_of("two", "5")
+    assert bytes_of("one", "5") != bytes_of("three", "6")
+    capsys.readouterr()
+
+
+def test_as_published_has_t_states(tmp_path, monkeypatch):
+    chains = []
+    draw = main.draw_film
+    monkeypatch.setattr(
+        main,
+        "draw_film",
+        lambda chain, *a, **k: (chains.append(chain), draw(chain, *a, **k)),
+    )
+    for flags, states in ([], 31), (["--as-published"], 30):
+        output = tmp_path / "output.gif"
+        main.main([*TINY.split(), *flags, "--output", str(output)])
+        assert len(chains.pop()) == states
+        assert len(film(output)[0]) == states
+
+
+# Training
+
+
+class Recorder(nn.Module):
+    """A denoiser with one parameter that writes down the indices that it is asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.indices = []
+
+    def forward(self, x_t, t):
+        self.indices.append(t.tolist())
+        return self.scale * x_t
+
+
+@pytest.mark.parametrize("first_index", [0, 1])
+def test_training_draws_every_index_from_the_first(first_index):
+    denoiser = Recorder()
+    main.train(denoiser, X_START, *SCHEDULE, batch_size=3, first_index=first_index)
+    assert len(denoiser.indices) == 20 * 40
+    assert {len(t) for t in denoiser.indices} == {3}
+    drawn = np.ravel(denoiser.indices)
+    counts = np.bincount(drawn, minlength=8)
+    expected = np.array(
+        [0] * first_index + [2400 / (8 - first_index)] * (8 - first_index)
+    )
+    assert np.abs(counts - expected).max() < 5 * math.sqrt(expected.max())
+
+
+@pytest.mark.parametrize("decay", [True, False])
+def test_learning_rate_decays_to_zero_or_stays(decay, monkeypatch):
+    rates = []
+
+    class AdamW(torch.optim.AdamW):
+        def step(self, *args, **kwargs):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(*args, **kwargs)
+
+    monkeypatch.setattr(torch.optim, "AdamW", AdamW)
+    main.train(
+        Recorder(), X_START, *SCHEDULE, epochs=5, steps_per_epoch=4, lr=0.1, decay=decay
+    )
+    expected = [
+        0.1 * (1 + math.cos(math.pi * k / 20)) / 2 if decay else 0.1 for k in range(20)
+    ]
+    assert rates == pytest.approx(expected)
+
+
+def test_training_target_is_the_posterior_mean():
+    """A denoiser that is exact but for a learned shift c has the loss c^2, exactly."""
+
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift = nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, x_t, t):
+            return exact_denoiser(X_START)(x_t, t) + self.shift
+
+    denoiser = Shifted()
+    (loss,) = main.train(denoiser, X_START, *SCHEDULE, epochs=1, steps_per_epoch=1)
+    assert loss == pytest.approx(0.25, rel=1e-5)
+    losses = main.train(denoiser, X_START, *SCHEDULE, epochs=10, lr=0.02)
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 1e-3
+
+
+@pytest.mark.parametrize("predict, rmse", [("mean", 0.4), ("start", 0.1)])
+def test_training_learns(predict, rmse):
+    denoiser = main.build_denoiser(predict, 8, *SCHEDULE, hidden_dim=32)
+    losses = main.train(denoiser, X_START, *SCHEDULE, batch_size=8, lr=1e-2)
+    assert len(losses) == 20
+    assert losses[-1] < losses[0] / 5
+    chain = main.sample(denoiser, SCHEDULE[0], 8)
+    assert (chain[-1] - X_START).square().mean().sqrt() < rmse
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    with pytest.raises(FloatingPointError, match=r"epoch 1,.* 1e\+30.*--lr"):
+        main.train(Recorder(), X_START, *SCHEDULE, lr=1e30)
+
+
+def test_parameterisations():
+    build = main.build_denoiser
+    mean = build("mean", 8, *SCHEDULE)
+    assert isinstance(mean, Denoising) and mean.linear1.out_features == 8
+    assert isinstance(build("start", 8, *SCHEDULE, hidden_dim=5), PredictStart)
+    noise = build("noise", 8, *SCHEDULE, hidden_dim=5)
+    assert isinstance(noise, PredictNoise) and noise.network.linear1.out_features == 5
+    table = position_encoding_init(9, 8)
+    assert torch.equal(mean.emb, table[1:])
+    published = build("mean", 8, *SCHEDULE, published_embedding=True)
+    assert torch.equal(published.emb, table[:-1])
+    assert torch.equal(published.linear1.weight, mean.linear1.weight)
+    assert not torch.equal(
+        build("mean", 8, *SCHEDULE, seed=1).linear1.weight, mean.linear1.weight
+    )
+    with pytest.raises(ValueError, match="predict.*'eps'"):
+        build("eps", 8, *SCHEDULE)
+
+
+def test_random_state_of_the_caller_is_left_alone():
+    state = torch.get_rng_state()
+    denoiser = main.build_denoiser("mean", 8, *SCHEDULE)
+    main.train(denoiser, X_START, *SCHEDULE, epochs=1)
+    main.sample(denoiser, SCHEDULE[0], 8)
+    main.mean_gap(denoiser, X_START, *SCHEDULE)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# Sampling
+
+
+def test_chain_of_the_exact_posterior_ends_at_the_picture():
+    alphas, _ = SCHEDULE
+    for variance in ("beta", "posterior"):
+        chain = main.sample(exact_denoiser(X_START), alphas, 8, variance=variance)
+        assert chain.shape == (9, 8)
+        assert torch.equal(chain[-1], X_START)
+
+
+def test_chain_starts_where_it_is_told():
+    alphas, _ = SCHEDULE
+    x_T = torch.arange(8.0)
+    chain = main.sample(lambda x_t, t: x_t, alphas, 8, x_T=x_T)
+    assert torch.equal(chain[0], x_T)
+    one, same, other = (
+        main.sample(lambda x_t, t: x_t, alphas, 8, seed=seed) for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one[0], other[0])
+
+
+def test_pure_noise_is_standard_normal():
+    noise = main.sample(lambda x_t, t: x_t, SCHEDULE[0][:1], 200_000)[0]
+    assert noise.mean().item() == pytest.approx(0, abs=5 / math.sqrt(200_000))
+    assert noise.var().item() == pytest.approx(1, rel=5 * math.sqrt(2 / 200_000))
+
+
+@pytest.mark.parametrize("first_index", [0, 1])
+def test_chain_visits_its_indices_downwards(first_index):
+    visited = []
+
+    def denoiser(x_t, t):
+        visited.append(t)
+        return x_t
+
+    chain = main.sample(denoiser, SCHEDULE[0], 8, first_index=first_index)
+    assert visited == [7, 6, 5, 4, 3, 2, 1, 0][: 8 - first_index]
+    assert len(chain) == 9 - first_index
+
+
+# The report's figures
+
+
+def test_mean_gap_of_the_best_constant():
+    """The constant sqrt(abar_{t-1}) x_0 misses the mean by B_t sqrt(1 - abar_t) eps."""
+    alphas, alpha_bars = SCHEDULE
+    x_start = torch.randn(20_000)
+
+    def constant(x_t, t):
+        return (alpha_bars[t - 1].sqrt().float() * x_start).expand_as(x_t)
+
+    got = main.mean_gap(constant, x_start, alphas, alpha_bars)
+    expected = []
+    for t in range(1, 8):
+        alpha, previous = alphas[t].item(), alpha_bars[t - 1].item()
+        alpha_bar = alpha_bars[t].item()
+        weight = math.sqrt(alpha) * (1 - previous) / (1 - alpha_bar)
+        expected.append(weight**2 * (1 - alpha_bar) / (2 * (1 - alpha)))
+    assert got.tolist() == pytest.approx(expected, rel=5 * math.sqrt(2 / 160_000))
+    assert main.mean_gap(exact_denoiser(x_start), x_start, *SCHEDULE).sum() < 1e-9
+
+
+def test_mean_gap_is_asked_of_enough_states():
+    shapes = []
+
+    def denoiser(x_t, t):
+        shapes.append((t, x_t.shape))
+        return x_t
+
+    gaps = main.mean_gap(denoiser, X_START, *SCHEDULE)
+    assert gaps.shape == (7,)
+    assert [t for t, _ in shapes] == [1, 2, 3, 4, 5, 6, 7]
+    assert all(rows >= 8 for _, (rows, _) in shapes)
+
+
+def test_prior_kl():
+    _, alpha_bars = SCHEDULE
+    alpha_bar = math.prod(SCHEDULE[0].tolist())
+    x_start = X_START.double()
+    expected = kl_divergence(
+        MultivariateNormal(
+            math.sqrt(alpha_bar) * x_start, (1 - alpha_bar) * torch.eye(8).double()
+        ),
+        MultivariateNormal(torch.zeros(8).double(), torch.eye(8).double()),
+    )
+    assert main.prior_kl(x_start, alpha_bars) == pytest.approx(expected.item() / 8)
+
+
+# Drawing
+
+
+def test_frames_are_the_states(tmp_path):
+    """Each frame has ink where its state has points, and the final face nowhere else."""
+    chain = torch.tensor([[-2.0, 3.0, 2.0, 3.0], [-2.0, -2.0, 2.0, -2.0]])
+    main.draw_film(chain, tmp_path / "film.gif", fps=10, dpi=40)
+    frames, durations = film(tmp_path / "film.gif")
+    assert durations == [100, 1500]
+    for frame, y in zip(frames, (3.0, -2.0)):
+        dark = frame.sum(axis=2) < 300
+        low, high = main.X_LIMITS
+        bottom, top = main.Y_LIMITS
+        for x in (-2.0, 2.0):
+            column = round((x - low) / (high - low) * 200)
+            row = round((top - y) / (top - bottom) * 200)
+            assert dark[row - 2 : row + 2, column - 2 : column + 2].any()
+        dark[:40, :60] = False  # the step's label
+        dark_rows = np.nonzero(dark.any(axis=1))[0]
+        assert dark_rows.max() - dark_rows.min() < 8
+
+
+def test_every_frame_is_labelled_with_its_step(tmp_path, monkeypatch):
+    labels = []
+    draw = main._draw_state
+    monkeypatch.setattr(
+        main, "_draw_state", lambda ax, state, t: (labels.append(t), draw(ax, state, t))
+    )
+    chain = torch.randn(13, 8)
+    main.draw_film(chain, tmp_path / "film.gif", dpi=20)
+    assert labels == list(range(12, -1, -1))
+    labels.clear()
+    main.draw_film(chain, tmp_path / "film.gif", dpi=20, first_index=1)
+    assert labels == list(range(13, 0, -1))
+    labels.clear()
+    main.draw_strip(chain, tmp_path / "strip.png", dpi=20)
+    assert len(labels) == 10
+    assert labels[0] == 12 and labels[-1] == 0
+    assert labels == sorted(set(labels), reverse=True)
+
+
+@pytest.mark.parametrize(
+    "fps, duration", [(24, 40), (50, 20), (30, 30), (7, 140), (0.5, 2000)]
+)
+def test_frame_rate_is_the_nearest_a_gif_has(tmp_path, fps, duration):
+    main.draw_film(torch.randn(3, 8), tmp_path / "film.gif", fps=fps, dpi=20)
+    assert film(tmp_path / "film.gif")[1] == [duration, duration, max(1500, duration)]
+
+
+@pytest.mark.parametrize(
+    "code, backend",
+    [
+        ("matplotlib.use('svg'); import main", "svg"),
+        ("import main; main.draw_film(main.torch.randn(2, 4), 'film.gif')", None),
+    ],
+)
+def test_backend_of_the_caller_is_left_alone(code, backend, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
+    environment["PYTHONPATH"] = str(ROOT)
+    code = (
+        f"import matplotlib; {code}; print(matplotlib.get_backend(auto_select=False))"
+    )
+    printed = subprocess.check_output(
+        [sys.executable, "-c", code], text=True, cwd=tmp_path, env=environment
+    )
+    assert printed == f"{backend}\n"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+def test_on_cuda(tmp_path):
+    for predict in ("mean", "start", "noise"):
+        flags = ["--device", "cuda", "--predict", predict]
+        main.main([*TINY.split(), *flags, "--output", str(tmp_path / "film.gif")])
+        assert len(film(tmp_path / "film.gif")[0]) == 31

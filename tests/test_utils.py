@@ -1,0 +1,177 @@
+"""Picture, points, vector: orientation, scaling, and the way back."""
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from utils import IMG_SIZE, image_to_vector, pack_data, scatter_pixels, unpack_1d_data
+
+HOMER = Path(__file__).parents[1] / "homer.png"
+
+
+def picture(grey, **options):
+    """A PNG file, in memory, of an array of greys."""
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(grey, dtype=np.uint8)).save(file, "png", **options)
+    file.seek(0)
+    return file
+
+
+def white(side=IMG_SIZE):
+    return np.full((side, side), 255)
+
+
+@pytest.mark.parametrize(
+    "row, column, point",
+    [
+        (0, 0, (0, IMG_SIZE)),  # top left
+        (0, IMG_SIZE - 1, (IMG_SIZE - 1, IMG_SIZE)),  # top right
+        (IMG_SIZE - 1, 0, (0, 1)),  # bottom left
+        (IMG_SIZE - 1, IMG_SIZE - 1, (IMG_SIZE - 1, 1)),  # bottom right
+    ],
+)
+def test_orientation(row, column, point):
+    grey = white()
+    grey[row, column] = 0
+    assert scatter_pixels(picture(grey)) == ([point[0]], [point[1]])
+
+
+def test_order_is_columns_then_rows():
+    grey = white(4)
+    grey[[3, 0, 2], [0, 1, 1]] = 0
+    assert scatter_pixels(picture(grey), image_size=4) == ([0, 1, 1], [1, 4, 2])
+
+
+def test_points_are_plain_ints():
+    for coordinates in scatter_pixels(HOMER):
+        assert type(coordinates) is list
+        assert {type(c) for c in coordinates} == {int}
+
+
+@pytest.mark.parametrize("threshold", [0, 50, 254, 255])
+def test_threshold_is_inclusive(threshold):
+    greys = [[threshold, min(threshold + 1, 255)], [255, 255]]
+    xs, ys = scatter_pixels(picture(greys), image_size=2, threshold=threshold)
+    assert list(zip(xs, ys)) == (
+        [(0, 2)] if threshold < 255 else [(0, 2), (0, 1), (1, 2), (1, 1)]
+    )
+
+
+@given(st.lists(st.tuples(st.floats(allow_nan=False), st.integers())))
+def test_round_trip_of_points(points):
+    x, y = [p[0] for p in points], [p[1] for p in points]
+    packed = pack_data(x, y)
+    assert packed == [coordinate for point in points for coordinate in point]
+    assert unpack_1d_data(packed) == (x, y)
+
+
+@given(st.lists(st.floats(-1e6, 1e6, width=32), max_size=40), st.data())
+def test_round_trip_of_any_vector(values, data):
+    values = values[: len(values) // 2 * 2]
+    kind = data.draw(st.sampled_from([list, tuple, np.array, torch.tensor]))
+    x, y = unpack_1d_data(kind(values))
+    assert type(x) is type(y) is list
+    assert pack_data(kind(x), kind(y)) == values
+
+
+def test_lengths_must_fit():
+    with pytest.raises(ValueError, match="x and y.*2 and 1"):
+        pack_data([1, 2], [3])
+    with pytest.raises(ValueError, match=r"v must.*even.*\(3,\)"):
+        unpack_1d_data([1, 2, 3])
+    with pytest.raises(ValueError, match=r"v must.*\(2, 2\)"):
+        unpack_1d_data(torch.zeros(2, 2))
+
+
+# The vector
+
+
+def test_scaling_is_the_published_one():
+    grey = white()
+    grey[0, 149] = grey[149, 0] = 0
+    vector = image_to_vector(picture(grey))
+    assert vector.dtype == torch.float32
+    assert vector.tolist() == pytest.approx(
+        [0 / 25 - 3, 1 / 25 - 2, 149 / 25 - 3, 150 / 25 - 2]
+    )
+
+
+@pytest.mark.parametrize("image_size", [75, 300, 450])
+def test_every_size_has_the_same_coordinates(image_size):
+    """A square of ink keeps its place: its edges differ by no more than two pixels."""
+    grey = white(600)
+    grey[100:500, 200:320] = 0
+    expected = [200 / 100 - 3, 320 / 100 - 3, 100 / 100 - 2, 500 / 100 - 2]
+    vector = image_to_vector(picture(grey), image_size=image_size, max_points=10**6)
+    x, y = vector[0::2], vector[1::2]
+    edges = [x.min().item(), x.max().item(), y.min().item(), y.max().item()]
+    assert edges == pytest.approx(expected, abs=2 * 6 / image_size)
+
+
+@pytest.mark.parametrize("image_size", [150, 200])
+def test_a_picture_is_squared_on_white_not_squashed(image_size):
+    grey = np.full((300, 600), 255)
+    grey[100:200, 250:350] = 0
+    xs, ys = scatter_pixels(picture(grey), image_size)
+    unit = image_size / 600
+    assert max(xs) - min(xs) + 1 == pytest.approx(100 * unit, abs=2.01)
+    assert max(ys) - min(ys) + 1 == pytest.approx(100 * unit, abs=2.01)
+    assert (max(ys) + min(ys)) / 2 == pytest.approx(image_size / 2, abs=1.01)
+
+
+def test_transparency_is_white():
+    rgba = np.zeros((2, 2, 4), dtype=np.uint8)
+    rgba[0, 0] = 0, 0, 0, 255
+    assert scatter_pixels(picture(rgba), image_size=2) == ([0], [2])
+
+
+def test_thinning_is_even_reproducible_and_said():
+    grey = white()
+    grey[:, 40:60] = 0
+    with pytest.warns(UserWarning, match="3000 dark pixels.*max_points = 1000"):
+        vector = image_to_vector(picture(grey), max_points=1000)
+    assert len(vector) == 2000
+    with pytest.warns(UserWarning):
+        assert torch.equal(image_to_vector(picture(grey), max_points=1000), vector)
+    # Of the 500 pixels in each sixth of the bar, a third are left.
+    for low in range(-2, 4):
+        inside = (vector[1::2] > low + 1e-3) & (vector[1::2] <= low + 1 + 1e-3)
+        assert inside.sum().item() == pytest.approx(500 / 3, abs=10)
+
+
+def test_a_cloud_needs_two_points():
+    grey = white()
+    grey[3, 3] = 0
+    for shades in (white(), grey):
+        with pytest.raises(ValueError, match="threshold"):
+            image_to_vector(picture(shades))
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("image_size", 0), ("threshold", -1), ("threshold", 256), ("max_points", 1)],
+)
+def test_settings_out_of_range_are_named(name, value):
+    with pytest.raises(ValueError, match=f"{name}.*{value}"):
+        image_to_vector(HOMER, **{name: value})
+
+
+def test_the_data_set():
+    with Image.open(HOMER) as image:
+        assert image.size == (600, 600) and image.mode == "L"
+    vector = image_to_vector(HOMER)
+    assert 800 <= len(vector) // 2 <= 1200
+    x, y = vector[0::2], vector[1::2]
+    assert -3 <= x.min() and x.max() < 3
+    assert -2 < y.min() and y.max() <= 4
+    # Even strokes: no point is alone, and no gap wider than a pixel splits a line.
+    points = torch.stack([x, y], dim=1) * 25
+    nearest = torch.cdist(points, points).fill_diagonal_(math.inf).amin(dim=1)
+    assert nearest.max() < 1.5
