@@ -10,11 +10,14 @@ and the forward process is q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t
 Conventions of every function here:
 
 * a state is a floating tensor of shape (D,), or (B, D) for a batch of B states;
-* `t` is the index: an int (Python's, NumPy's, a 0-dim tensor), or a 1-D integer tensor
-  with one index per row of a batch, on the CPU, where checking it costs a GPU nothing;
+* the argument `t` is the index, as published, so that alpha_bars[t] is abar of the paper's
+  t + 1: an int (Python's, NumPy's, a 0-dim tensor), or a 1-D integer tensor with one
+  index per row of a batch, on the CPU, where checking it costs a GPU nothing;
 * `alphas` and `alpha_bars` have shape (T,). Coefficients are formed in their precision;
   results have the dtype and the device of the state;
 * `generator` drives the randomness; None means PyTorch's global state;
+* `device` and `data_size` are there for the published calls: they follow from the state,
+  may be left out, and must be right if given;
 * a wrong value or shape raises ValueError, a wrong type TypeError, an index outside
   0..T-1 IndexError (negative ones too: nothing wraps).
 
@@ -69,8 +72,7 @@ def q_sample(
 ) -> Tensor:
     """Draw x_t from q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I), eq. (2).
 
-    x_start: (D,) or (B, D); x_t has its shape. `device` may be left out; if given, it
-    must be where x_start is.
+    x_start: (D,) or (B, D); x_t has its shape.
     """
     t = _check_index(t, _check_schedule(alpha_bars=alpha_bars), x_start=x_start)
     _check_device(device, x_start)
@@ -123,7 +125,7 @@ def posterior_q(
 
     The published form of `posterior_mean_variance`, which see: the covariance is dense,
     (D, D), or (B, D, D) for one index per row, so it is for looking at, not for
-    sampling. `device` may be left out; if given, it must be where x_t is.
+    sampling.
     """
     mean, variance = posterior_mean_variance(x_start, x_t, t, alphas, alpha_bars)
     _check_device(device, x_t)
@@ -188,9 +190,10 @@ class Denoising(nn.Module):
     directly, its output is the mean of x_{t-1}; inside `PredictStart` or `PredictNoise`
     it is x_0 or the noise.
 
-    The embedding of index i is row i + 1 of the position table, the paper's t: row 0 is
-    all zeros, far from every other row, and a network trained with it fails at that
-    step. `emb`, (T, D), is a buffer; assigning another tensor of that shape replaces it.
+    The embedding of index i is row i + 1 of the position table, the paper's t. (The
+    publication takes row i; but row 0 is all zeros, far from every other row, and with
+    index 0 trained so, the chain ends far from the face.) `emb`, (T, D), is a buffer;
+    assigning another tensor of that shape replaces it.
 
     x_dim: D = 2N. hidden_dim: width of the hidden layers, D (published) if None.
     """
@@ -231,8 +234,8 @@ class Denoising(nn.Module):
 class PredictStart(nn.Module):
     """A denoiser made of a network that predicts x_0: its mean is mu~_t(x_t, x_0), (4).
 
-    network: called (x_t, t), returns an estimate of x_0 in x_t's shape. With the true
-    x_0 in its place this is the exact posterior.
+    network: called (x_t, t), returns an estimate of x_0, (D,) or x_t's shape. A function
+    that returns the true x_0 makes this the exact posterior.
     """
 
     def __init__(self, network: Denoiser, alphas: Tensor, alpha_bars: Tensor) -> None:
@@ -242,7 +245,7 @@ class PredictStart(nn.Module):
         self.alphas, self.alpha_bars = alphas, alpha_bars
 
     def forward(self, x_t: Tensor, t: Index) -> Tensor:
-        x_start = self.network(x_t, t)
+        x_start = self.network(x_t, t).expand_as(x_t)
         mean, _ = posterior_mean_variance(x_start, x_t, t, self.alphas, self.alpha_bars)
         return mean
 
@@ -290,8 +293,7 @@ def denoise_with_mu(
     where, as here, there is a single datum). The last step, index 0, adds no noise and
     returns the mean.
 
-    x_t: (D,) or (B, D); x_{t-1} has its shape. `data_size` (D) and `device` may be left
-    out; if given, they must be those of x_t.
+    x_t: (D,) or (B, D); x_{t-1} has its shape. data_size: D.
     """
     t = _check_index(t, _check_schedule(alphas=alphas), x_t=x_t)
     _check_device(device, x_t)

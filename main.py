@@ -21,7 +21,6 @@ import seaborn as sns
 import torch
 from celluloid import Camera
 from matplotlib.animation import PillowWriter
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -45,6 +44,7 @@ from diffusion import (
 )
 from utils import IMG_SIZE, image_to_vector, unpack_1d_data
 
+# Ink has no red and paper all of it: `_Frames` tells their blends by it.
 INK, PAPER = "#000000", "#ffd90f"
 BLENDS = LinearSegmentedColormap.from_list("ink on paper", [INK, PAPER], N=256)
 PALETTE = BLENDS(range(256), bytes=True)[:, :3].tobytes()
@@ -112,6 +112,7 @@ def train(
     """
     generator = torch.Generator(x_start.device).manual_seed(seed)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=lr, fused=True)
+    # Falling to lr is not falling at all.
     scheduler = CosineAnnealingLR(
         optimizer, T_max=epochs * steps_per_epoch, eta_min=0 if decay else lr
     )
@@ -193,8 +194,8 @@ def mean_gap(
 
     KL(N(mu~_t, beta_t I) || N(mu_theta(x_t, t), beta_t I)), which is
     norm(mu~_t - mu_theta)^2 / (2 beta_t), in nats per dimension, averaged over
-    `states_per_step` draws of x_t from q(x_t | x_0). The sum over t compares whole
-    chains; t = 1 is left out, its exact law being a point.
+    `states_per_step` draws of x_t from q(x_t | x_0). It is what the t-th term of the
+    bound owes to the mean, at the published variance; t = 1 has no finite value.
     """
     generator = torch.Generator(x_start.device).manual_seed(seed)
     x_start = x_start.expand(states_per_step, -1)
@@ -205,7 +206,7 @@ def mean_gap(
         beta = (1 - alphas[t]).item()
         kl = gaussian_kl(exact, beta, denoiser(x_t, t), beta)
         gaps.append(kl.mean() / x_start.shape[-1])
-    return torch.stack(gaps) if gaps else torch.zeros(0)
+    return torch.stack(gaps) if gaps else x_start.new_zeros(0)
 
 
 def prior_kl(x_start: Tensor, alpha_bars: Tensor) -> float:
@@ -227,24 +228,19 @@ def draw_film(
     dpi: float = 120,
     first_index: int = 0,
 ) -> None:
-    """Write the film of a chain as an animated GIF, one frame per state.
+    """Write the film of a chain as an animated GIF, one frame of 5 x 5 inches per state.
 
     chain: (states, 2N), its last row x_t with t = first_index. A frame lasts 1 / fps,
-    rounded to the centiseconds of a GIF, the last one at least 1.5 s; it is 5 x 5 inches, at
-    `dpi` pixels each. The axes are fixed.
+    rounded to the centiseconds of a GIF; the last one is held for 1.5 s at least.
     """
-    figure = _figure(1, 1, inches=5, dpi=dpi)
-    camera = Camera(figure)
-    film = _Film()
-    with tqdm(total=2 * len(chain), desc="drawing", disable=None) as bar:
-        for state, t in _stills(chain, first_index):
-            _draw_state(figure.axes[0], state, t)
-            camera.snap()
-            bar.update()
-        camera.animate().save(
-            path, writer=film, progress_callback=lambda *_: bar.update()
-        )
-    _write_whole(path, film.encoded(centiseconds=round(100 / fps), hold=150))
+    first, *others = frames = _render(chain, _times(chain, first_index), dpi)
+    durations = [10 * round(100 / fps)] * len(frames)
+    durations[-1] = max(durations[-1], 1500)
+    film = io.BytesIO()
+    first.save(
+        film, "gif", save_all=True, append_images=others, duration=durations, loop=0
+    )
+    _write_whole(path, film.getvalue())
 
 
 def draw_strip(
@@ -255,78 +251,60 @@ def draw_strip(
     dpi: float = 120,
     first_index: int = 0,
 ) -> None:
-    """Write the film as one PNG: evenly spaced stills in time order, in two rows."""
+    """Write the film as one PNG: evenly spaced stills in time order, in two rows.
+
+    chain and first_index as for `draw_film`; a still has two fifths of a frame's side.
+    """
     kept = np.linspace(0, len(chain) - 1, min(stills, len(chain))).round().astype(int)
-    figure = _figure(2, math.ceil(len(kept) / 2), inches=2, dpi=dpi)
-    frames = _stills(chain, first_index)
-    for ax, k in zip(figure.axes, kept):
-        _draw_state(ax, *frames[k])
+    times = _times(chain, first_index)
+    frames = _render(chain[kept], [times[k] for k in kept], dpi * 2 / 5)
+    columns, side = math.ceil(len(frames) / 2), frames[0].width
+    pitch = side + math.ceil(side / 60)
+    sheet = Image.new("RGB", (columns * pitch - pitch + side, pitch + side), "white")
+    for k, frame in enumerate(frames):
+        sheet.paste(frame, (k % columns * pitch, k // columns * pitch))
     strip = io.BytesIO()
-    figure.savefig(strip, format="png")
+    sheet.save(strip, "png")
     _write_whole(path, strip.getvalue())
 
 
-class _Film(PillowWriter):
+class _Frames(PillowWriter):
     """Keeps each frame as the animation has just drawn it, where others draw it again."""
 
     def grab_frame(self, **savefig_kwargs: object) -> None:
         # From ink to paper red grows from 0 to 255: it is the index in their palette.
-        red = np.asarray(self.fig.canvas.buffer_rgba())[..., 0]
-        frame = Image.fromarray(red)
+        frame = Image.fromarray(np.asarray(self.fig.canvas.buffer_rgba())[..., 0])
         frame.putpalette(PALETTE)
         self._frames.append(frame)
 
     def finish(self) -> None:
         """Write nothing: an animation calls this even when it was interrupted."""
 
-    def encoded(self, centiseconds: int, hold: int) -> bytes:
-        """Return the GIF; each frame lasts `centiseconds`, the last at least `hold`."""
-        first, *others = self._frames
-        lasting = [centiseconds] * len(others) + [max(centiseconds, hold)]
-        gif = io.BytesIO()
-        first.save(
-            gif,
-            format="GIF",
-            save_all=True,
-            append_images=others,
-            duration=[10 * each for each in lasting],
-            loop=0,
-        )
-        return gif.getvalue()
 
-
-def _figure(rows: int, columns: int, inches: float, dpi: float) -> Figure:
-    """Return a figure of square panels, outside pyplot: no window, no backend chosen."""
-    size = (columns * inches, rows * inches)
-    figure = Figure(figsize=size, dpi=dpi, facecolor=PAPER)
+def _render(chain: Tensor, times: Sequence[int], dpi: float) -> list[Image.Image]:
+    """Return one picture per state: its points on fixed axes, and its t."""
+    # Outside pyplot, so that no window opens and the caller's backend stays.
+    figure = Figure(figsize=(5, 5), dpi=dpi, facecolor=PAPER)
     FigureCanvasAgg(figure)
-    figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=0, hspace=0)
-    for ax in figure.subplots(rows, columns, squeeze=False).flat:
-        ax.set(xlim=X_LIMITS, ylim=Y_LIMITS, aspect="equal")
-        ax.set_axis_off()
-    return figure
+    ax = figure.add_axes((0, 0, 1, 1), xlim=X_LIMITS, ylim=Y_LIMITS, aspect="equal")
+    ax.set_axis_off()
+    camera, frames = Camera(figure), _Frames()
+    with tqdm(total=2 * len(chain), desc="drawing", disable=None) as bar:
+        for state, t in zip(chain.tolist(), times):
+            points = pd.DataFrame(dict(zip("xy", unpack_1d_data(state))))
+            sns.scatterplot(points, x="x", y="y", ax=ax, s=8, color=INK, linewidth=0)
+            ax.text(-3.5, 3.6, f"$t = {t}$", size=16, color=INK)
+            camera.snap()
+            bar.update()
+        camera.animate().save(
+            os.devnull, writer=frames, progress_callback=lambda *_: bar.update()
+        )
+    return frames._frames
 
 
-def _stills(chain: Tensor, first_index: int) -> list[tuple[list[float], int]]:
-    """Return the states in time order, each with its t."""
-    times = range(first_index + len(chain) - 1, first_index - 1, -1)
-    return list(zip(chain.tolist(), times))
-
-
-def _draw_state(ax: Axes, state: Sequence[float], t: int) -> None:
-    x, y = unpack_1d_data(state)
-    points = pd.DataFrame({"x": x, "y": y})
-    # The marker grows with the panel: 8 square points in one of 5 inches.
-    inches = ax.get_window_extent().width / ax.figure.dpi
-    size = 8 * (inches / 5) ** 2
-    sns.scatterplot(points, x="x", y="y", ax=ax, s=size, color=INK, linewidth=0)
-    ax.text(
-        *(0.04, 0.9),
-        f"$t = {t}$",
-        transform=ax.transAxes,
-        color=INK,
-        size=7 + 1.8 * inches,
-    )
+def _times(chain: Tensor, first_index: int) -> range:
+    """Return the paper's t of each row."""
+    return range(first_index + len(chain) - 1, first_index - 1, -1)
 
 
 def _write_whole(path: str | os.PathLike[str], content: bytes) -> None:
