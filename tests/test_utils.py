@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.benchmark import textbook_image_to_vector
 from utils import IMG_SIZE, image_to_vector, pack_data, scatter_pixels, unpack_1d_data
 
 HOMER = Path(__file__).parents[1] / "homer.png"
@@ -91,6 +92,13 @@ def test_lengths_must_fit():
 
 
 # The vector
+
+
+@pytest.mark.parametrize("image_size", [150, 200])
+def test_vector_is_that_of_plain_loops(image_size):
+    expected = textbook_image_to_vector(HOMER, image_size)
+    vector = image_to_vector(HOMER, image_size)
+    torch.testing.assert_close(vector, expected)
 
 
 def test_scaling_is_the_published_one():
