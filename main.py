@@ -342,14 +342,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     fails, 130 if interrupted: one line on standard error, and no file left half-written.
     """
     parser = _parser()
-    args = parser.parse_args(argv)
-    keep_freed_memory()
     try:
+        args = parser.parse_args(argv)
+        keep_freed_memory()
         _run(args, parser)
     except KeyboardInterrupt:
         parser.exit(130, "main.py: interrupted\n")
-    except (FloatingPointError, MemoryError, OSError) as error:
-        parser.exit(1, f"main.py: error: {error}\n")
+    except (FloatingPointError, MemoryError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise  # PyTorch says in no other way that memory is short
+        parser.exit(1, f"main.py: error: {str(error).partition(chr(10))[0]}\n")
 
 
 def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -505,7 +507,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--steps-per-epoch", 40, count, "training steps in an epoch"),
         ("--batch-size", 1, count, "noised states in a training step"),
         ("--lr", 1e-3, _number(float, 1e-12), "learning rate of AdamW at the start"),
-        ("--seed", 0, _number(int, 0), "seed of everything random"),
+        ("--seed", 0, _number(int, 0, 2**32 - 1), "seed of everything random"),
         (
             "--fps",
             24,

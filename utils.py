@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 IMG_SIZE = 150
 """Side in pixels of the square that a picture is resized to. Not given in the source:
@@ -32,8 +32,8 @@ def scatter_pixels(
     the top, the inner.
 
     img_file: a path, or a binary file, of any format that Pillow reads; the first frame
-    of an animation. Raises OSError if it cannot be read, ValueError if it is no picture
-    or an argument is out of range.
+    of an animation. Raises OSError if it cannot be read, ValueError if it is no picture,
+    a damaged or an oversized one, or if an argument is out of range.
     """
     if image_size < 1:
         raise ValueError(f"image_size must be at least 1, got {image_size}")
@@ -102,8 +102,21 @@ def image_to_vector(
 
 def _read_grey(img_file: ImageFile) -> Image.Image:
     """Read a picture upright, on white, in grey."""
-    with Image.open(img_file) as image:
-        image = ImageOps.exif_transpose(image)
+    name = img_file if isinstance(img_file, (str, os.PathLike)) else "the file"
+    try:
+        with Image.open(img_file) as image:
+            image = ImageOps.exif_transpose(image)
+    except UnidentifiedImageError:
+        raise ValueError(f"{name} is no picture of a known format") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} is too large: {error}") from None
+    except Exception as error:
+        # Decoders raise almost anything on bad data; the file itself, with an errno.
+        if isinstance(error, MemoryError) or getattr(error, "errno", None):
+            raise
+        raise ValueError(f"{name} is damaged or cut short: {error}") from None
+    if image.mode.startswith("I;16"):  # which Pillow would clip to 8 bits, not scale
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

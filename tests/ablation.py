@@ -76,6 +76,7 @@ def run(x_start, predict, taken_back, settings, seed):
         seed=seed + 2,
     )
     gaps = mean_gap(denoiser, x_start, *schedule, seed=seed + 3)
+    # As published the last state is x_1, else the last but one.
     rmse = (chain - x_start).square().mean(dim=1).sqrt()
     return denoiser, gaps.sum().item(), rmse[first_index - 2].item(), rmse[-1].item()
 

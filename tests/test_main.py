@@ -3,10 +3,13 @@
 import inspect
 import math
 import os
+import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -243,6 +246,7 @@ def test_help_gives_every_flag_its_default(capsys):
         ("--fps=51", "--fps: must be 0.01 to 50, got 51"),
         ("--threshold=256", "--threshold: must be 0 to 255, got 256"),
         ("--seed=-1", "--seed.*-1"),
+        ("--seed=99999999999999999999", "--seed: must be 0 to 4294967295"),
         ("--beta-end=1", "beta_end < 1, got 0.0004 and 1.0"),
         ("--beta-start=0.1", "beta_start <= beta_end.*0.1 and 0.02"),
         ("--timesteps=1 --as-published", "--timesteps must be above 1"),
@@ -284,6 +288,7 @@ def test_cuda_is_refused_where_there_is_none(capsys):
         (KeyboardInterrupt(), 130, "interrupted"),
         (FloatingPointError("the loss is nan"), 1, "the loss is nan"),
         (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (RuntimeError("can't allocate memory:\nmore"), 1, "can't allocate memory"),
     ],
 )
 def test_what_stops_a_run_is_one_line(
@@ -318,6 +323,70 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         main.draw_film(torch.randn(2, 8), target, dpi=20)
     assert target.read_bytes() == b"the film before"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def start(flags, cwd, **options):
+    """Start main.py's main in a process of its own; return it once all is imported."""
+    code = "import main; print('ready', flush=True); main.main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *flags.split()],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_an_interruption_leaves_no_trace(tmp_path):
+    """At 20 moments, evenly over a run and jittered, of training and of drawing."""
+    output = tmp_path / "output.gif"
+    flags = f"{TINY} --epochs=20 --strip=strip.png"
+    began = time.perf_counter()
+    _, err = start(flags, tmp_path).communicate()
+    lasted = time.perf_counter() - began
+    assert err == ""
+    whole = output.read_bytes()
+    rng, codes = random.Random(0), []
+    for k in range(20):
+        output.write_bytes(b"the film before")
+        (tmp_path / "strip.png").unlink(missing_ok=True)
+        process = start(flags, tmp_path)
+        time.sleep(lasted * 0.6 * (k + rng.random()) / 20)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        codes.append(process.returncode)
+        if process.returncode == 130:
+            assert err == "main.py: interrupted\n"
+        else:
+            # Done, or struck when main was over and Python was shutting down.
+            assert process.returncode in (0, -signal.SIGINT) and err == ""
+            assert output.read_bytes() == whole
+        assert output.read_bytes() in (b"the film before", whole)
+        assert {path.name for path in tmp_path.iterdir()} <= {"output.gif", "strip.png"}
+    assert codes.count(130) >= 10
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits on a process")
+def test_a_full_disk_leaves_the_old_film(tmp_path):
+    """A limit on the size of files lets the write fail half-way, as a full disk does."""
+    resource = pytest.importorskip("resource")
+    output = tmp_path / "output.gif"
+    output.write_bytes(b"the film before")
+    limit = (10_000, resource.RLIM_INFINITY)
+    process = start(
+        TINY,
+        tmp_path,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    out, err = process.communicate()
+    assert process.returncode == 1 and out == ""
+    assert re.fullmatch(r"main\.py: error: .*File too large.*\n", err)
+    assert output.read_bytes() == b"the film before"
+    assert list(tmp_path.iterdir()) == [output]
 
 
 def test_the_example_of_the_readme(tmp_path, monkeypatch):

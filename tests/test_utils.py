@@ -2,6 +2,7 @@
 
 import io
 import math
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,124 @@ def test_transparency_is_white():
     rgba = np.zeros((2, 2, 4), dtype=np.uint8)
     rgba[0, 0] = 0, 0, 0, 255
     assert scatter_pixels(picture(rgba), image_size=2) == ([0], [2])
+
+
+def saved(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    file.seek(0)
+    return file
+
+
+def drawing(kind):
+    """homer.png in another format or mode."""
+    with Image.open(HOMER) as image:
+        grey = image.convert("L")
+    ink = 255 - np.asarray(grey)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned a quarter clockwise, to stand upright
+    clear = np.zeros((600, 600, 4), dtype=np.uint8)  # black, opaque where there is ink
+    clear[..., 3] = ink
+    match kind:
+        case "1-bit" | "palette" | "RGB" | "RGBA":
+            mode = {"1-bit": "1", "palette": "P"}.get(kind, kind)
+            return saved(grey.convert(mode), "png")
+        case "16-bit":
+            return saved(
+                Image.fromarray(np.asarray(grey).astype(np.uint16) * 257), "png"
+            )
+        case "transparent":
+            return saved(Image.fromarray(clear), "png")
+        case "grey and alpha":
+            return saved(Image.fromarray(clear).convert("LA"), "png")
+        case "transparent palette":
+            image = Image.fromarray((ink < 128).astype(np.uint8)).convert("P")
+            image.putpalette([0, 0, 0, 90, 0, 0])
+            return saved(image, "gif", transparency=1)
+        case "EXIF":
+            on_its_side = grey.transpose(Image.Transpose.ROTATE_90)
+            return saved(on_its_side, "jpeg", exif=turned)
+        case "animation":
+            return saved(grey, "gif", save_all=True, append_images=[grey.rotate(90)])
+        case "JPEG CMYK":
+            return saved(grey.convert("RGB").convert("CMYK"), "jpeg")
+        case _:
+            return saved(grey.convert("RGB"), kind)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("1-bit", "16-bit", "palette", "RGB", "RGBA", "transparent", "grey and alpha"),
+        *(
+            "transparent palette",
+            "jpeg",
+            "JPEG CMYK",
+            "EXIF",
+            "webp",
+            "gif",
+            "animation",
+        ),
+        "bmp",
+    ],
+)
+def test_every_format_gives_the_same_cloud(kind):
+    """Every point of one has a point of the other within one pixel, both ways."""
+    clouds = [
+        torch.tensor(list(zip(*scatter_pixels(file))), dtype=torch.float64)
+        for file in (HOMER, drawing(kind))
+    ]
+    apart = (clouds[0][:, None] - clouds[1]).abs().amax(dim=2)
+    assert apart.amin(dim=0).max() <= 1 and apart.amin(dim=1).max() <= 1
+
+
+def bomb():
+    """A PNG of one pixel whose header promises 60,000 x 60,000."""
+    file = saved(Image.new("L", (1, 1)), "png").getvalue()
+    header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + file[24:29]
+    return file[:12] + header + zlib.crc32(header).to_bytes(4, "big") + file[33:]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "no picture"),
+        (b"a line of text", "no picture"),
+        (HOMER.read_bytes()[:3000], "damaged or cut short"),
+        (drawing("jpeg").getvalue()[:3000], "damaged or cut short"),
+        (drawing("gif").getvalue()[:3000], "damaged or cut short"),
+        (bomb(), "too large"),
+    ],
+    ids=["empty", "text", "png", "jpeg", "gif", "bomb"],
+)
+def test_what_is_no_picture_is_told(content, message, tmp_path):
+    path = tmp_path / "some.png"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"some\.png is {message}"):
+        image_to_vector(path)
+    with pytest.raises(ValueError, match=f"the file is {message}"):
+        image_to_vector(io.BytesIO(content))
+
+
+def test_what_cannot_be_read_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.png"):
+        image_to_vector(tmp_path / "none.png")
+    with pytest.raises(IsADirectoryError):
+        image_to_vector(tmp_path)
+
+
+@given(st.binary(max_size=300), st.integers(0, 400), st.booleans())
+def test_any_bytes_give_a_vector_or_a_clear_error(noise, place, spliced):
+    """Noise alone, and noise written over a part of a real picture."""
+    small = saved(Image.fromarray(np.eye(40, dtype=np.uint8) * 255), "png").getvalue()
+    content = small[:place] + noise + small[place + len(noise) :] if spliced else noise
+    try:
+        vector = image_to_vector(io.BytesIO(content), image_size=40)
+    except ValueError as error:
+        assert str(error)
+    else:
+        assert len(vector) % 2 == 0 and len(vector) >= 4
+        assert torch.isfinite(vector).all()
 
 
 def test_thinning_is_even_reproducible_and_said():
