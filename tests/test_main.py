@@ -3,13 +3,10 @@
 import inspect
 import math
 import os
-import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -339,35 +336,6 @@ def start(flags, cwd, **options):
     )
     assert process.stdout.readline() == "ready\n"
     return process
-
-
-def test_an_interruption_leaves_no_trace(tmp_path):
-    """At 20 moments, evenly over a run and jittered, of training and of drawing."""
-    output = tmp_path / "output.gif"
-    flags = f"{TINY} --epochs=20 --strip=strip.png"
-    began = time.perf_counter()
-    _, err = start(flags, tmp_path).communicate()
-    lasted = time.perf_counter() - began
-    assert err == ""
-    whole = output.read_bytes()
-    rng, codes = random.Random(0), []
-    for k in range(20):
-        output.write_bytes(b"the film before")
-        (tmp_path / "strip.png").unlink(missing_ok=True)
-        process = start(flags, tmp_path)
-        time.sleep(lasted * 0.6 * (k + rng.random()) / 20)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-        codes.append(process.returncode)
-        if process.returncode == 130:
-            assert err == "main.py: interrupted\n"
-        else:
-            # Done, or struck when main was over and Python was shutting down.
-            assert process.returncode in (0, -signal.SIGINT) and err == ""
-            assert output.read_bytes() == whole
-        assert output.read_bytes() in (b"the film before", whole)
-        assert {path.name for path in tmp_path.iterdir()} <= {"output.gif", "strip.png"}
-    assert codes.count(130) >= 10
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on a process")
