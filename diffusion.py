@@ -109,7 +109,7 @@ def posterior_mean_variance(
     start_weight = alpha_bar_prev.sqrt() * beta / (1 - alpha_bar)
     x_t_weight = alpha.sqrt() * (1 - alpha_bar_prev) / (1 - alpha_bar)
     mean = _factor(start_weight, x_t) * x_start + _factor(x_t_weight, x_t) * x_t
-    variance = (1 - alpha_bar_prev) / (1 - alpha_bar) * beta
+    variance = _posterior_variance(alphas, alpha_bars)[t]
     return mean, _factor(variance, x_t).squeeze(-1)
 
 
@@ -301,11 +301,11 @@ def denoise_with_mu(
         raise ValueError(
             f"data_size must be {x_t.shape[-1]}, as in x_t, got {data_size}"
         )
-    sigma_squared = 1 - alphas
-    if variance == "posterior":
-        alpha_bars = alphas.cumprod(dim=0)
-        sigma_squared = (1 - _previous(alpha_bars)) / (1 - alpha_bars) * sigma_squared
-    elif variance != "beta":
+    if variance == "beta":
+        sigma_squared = 1 - alphas
+    elif variance == "posterior":
+        sigma_squared = _posterior_variance(alphas, alphas.cumprod(dim=0))
+    else:
         raise ValueError(f"variance must be 'beta' or 'posterior', got {variance!r}")
     sigma = sigma_squared[t].sqrt() * (t > 0)
     mean = denoise_model(x_t, t)
@@ -315,6 +315,12 @@ def denoise_with_mu(
 def _previous(alpha_bars: Tensor) -> Tensor:
     """Return abar_{t-1} for t = 1..T, abar_0 = 1 first."""
     return torch.cat([alpha_bars.new_ones(1), alpha_bars[:-1]])
+
+
+def _posterior_variance(alphas: Tensor, alpha_bars: Tensor) -> Tensor:
+    """Return beta~_t of (4) for t = 1..T."""
+    betas = 1 - alphas
+    return (1 - _previous(alpha_bars)) / (1 - alpha_bars) * betas
 
 
 def _factor(coefficient: Tensor, x: Tensor) -> Tensor:
