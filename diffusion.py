@@ -46,11 +46,11 @@ def noise_schedule(
     sqrt(beta_t) grows linearly from sqrt(beta_start) to sqrt(beta_end). The defaults are
     the published ones; they end at abar_T = 0.79, long before pure noise.
 
-    Raises ValueError unless num_timesteps >= 1 and 0 < beta_start <= beta_end < 1.
+    Raises ValueError unless num_timesteps >= 1 and 0 < beta_start <= beta_end < 1, with
+    1e-15 to spare: any nearer, alpha would be rounded to 1 or 0.
     """
     _check_sizes(num_timesteps=num_timesteps)
-    # Asked of alpha, since a beta lost beside 1 in rounding would divide 0 by 0 later.
-    if not 0 < 1 - beta_end <= 1 - beta_start < 1:
+    if not 1e-15 <= beta_start <= beta_end <= 1 - 1e-15:
         raise ValueError(
             "beta_start and beta_end must satisfy 0 < beta_start <= beta_end < 1, "
             f"got {beta_start} and {beta_end}"
@@ -174,7 +174,7 @@ def position_encoding_init(n_position: int, d_pos_vec: int) -> Tensor:
     Raises ValueError unless both sizes are at least 1.
     """
     _check_sizes(n_position=n_position, d_pos_vec=d_pos_vec)
-    position = torch.arange(n_position, dtype=torch.float64)[:, None]
+    position = torch.arange(n_position)[:, None]
     column = torch.arange(d_pos_vec, dtype=torch.float64)
     table = position / 10000 ** (2 * column / d_pos_vec)
     table[:, 0::2] = table[:, 0::2].sin()

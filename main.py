@@ -4,6 +4,12 @@ The way through: `image_to_vector` (2N,) -> `train` -> `sample` (T + 1, 2N), eve
 of the reverse chain -> `draw_film`. `python main.py --help` lists the settings.
 """
 
+import signal
+
+if __name__ == "__main__":
+    # Loading PyTorch takes seconds: an interrupt there ends the process, and no more.
+    interrupt_handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import ctypes
 import io
@@ -341,20 +347,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     Exits with status 2 for bad input, before any training, 1 if training or writing
     fails, 130 if interrupted: one line on standard error, and no file left half-written.
     """
-    parser = _parser()
     try:
-        args = parser.parse_args(argv)
+        args = _parser().parse_args(argv)
         keep_freed_memory()
-        _run(args, parser)
+        _run(args)
     except KeyboardInterrupt:
-        parser.exit(130, "main.py: interrupted\n")
-    except (FloatingPointError, MemoryError, OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise  # PyTorch says in no other way that memory is short
-        parser.exit(1, f"main.py: error: {str(error).partition(chr(10))[0]}\n")
+        _stop(130, "interrupted")
+    except (FloatingPointError, OSError) as error:
+        _stop(1, f"error: {error}")
+    except (MemoryError, RuntimeError) as error:
+        # Python 3.11 makes a RuntimeError of an interrupt while a class is defined.
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            _stop(130, "interrupted")
+        out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not out_of_memory and "DefaultCPUAllocator" not in str(error):
+            raise
+        first_line, *_ = str(error).splitlines() or ["out of memory"]
+        _stop(1, f"error: {first_line}: try a smaller --hidden or --max-points")
 
 
-def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def _stop(status: int, message: str) -> NoReturn:
+    print(f"main.py: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _run(args: argparse.Namespace) -> None:
     began = perf_counter()
     try:
         _check(args)
@@ -367,7 +384,7 @@ def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
                 args.image, args.image_size, args.threshold, args.max_points
             )
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        _stop(2, f"error: {error}")
     for warning in caught:
         print(f"main.py: note: {warning.message}", file=sys.stderr)
     loaded = perf_counter()
@@ -407,8 +424,17 @@ def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         seed=args.seed + 2,
         device=args.device,
     )
-    rmse = (chain[-1] - x_start).square().mean().sqrt().item()
+    rmse = (chain[-1] - x_start).double().square().mean().sqrt().item()
     sampled = perf_counter()
+
+    gaps = mean_gap(denoiser, x_start, alphas, alpha_bars, seed=args.seed + 3)
+    chain_kl = gaps.sum().item()
+    if not math.isfinite(rmse + chain_kl):
+        raise FloatingPointError(
+            f"the chain ran out of range (rmse {rmse}, chain_kl {chain_kl}): try a "
+            "smaller --beta-end or --predict start"
+        )
+    measured = perf_counter()
 
     drawing = {"dpi": args.dpi, "first_index": first_index}
     draw_film(chain, args.output, fps=args.fps, **drawing)
@@ -416,18 +442,17 @@ def _run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         draw_strip(chain, args.strip, **drawing)
     drawn = perf_counter()
 
-    gaps = mean_gap(denoiser, x_start, alphas, alpha_bars, seed=args.seed + 3)
     report = {
         "points": len(x_start) // 2,
         "alpha_bar_T": alpha_bars[-1].item(),
         "prior_kl": prior_kl(x_start, alpha_bars),
         "loss": losses[-1],
-        "chain_kl": gaps.sum().item(),
+        "chain_kl": chain_kl,
         "rmse": rmse,
         "load_s": loaded - began,
         "train_s": trained - loaded,
         "sample_s": sampled - trained,
-        "draw_s": drawn - sampled,
+        "draw_s": drawn - measured,
         "output": args.output,
     }
     if args.strip:
@@ -478,7 +503,7 @@ def _check(args: argparse.Namespace) -> None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"main.py: error: {message}\n")
+        _stop(2, f"error: {message}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -492,7 +517,7 @@ def _parser() -> argparse.ArgumentParser:
         "t = 2..T (both in nats per dimension); rmse: the last state against the "
         "picture's cloud, in its units; load_s to draw_s: seconds.",
     )
-    count = _number(int, 1)
+    count = _number(int, 1, 1_000_000)
     for name, default, kind, meaning in (
         ("--output", Path("output.gif"), Path, "film to write, a GIF"),
         ("--strip", None, Path, "picture of about ten of its stills to write, a PNG"),
@@ -559,4 +584,5 @@ def _number(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, interrupt_handler)
     main()

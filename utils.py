@@ -84,7 +84,7 @@ def image_to_vector(
     """
     if max_points < 2:
         raise ValueError(f"max_points must be at least 2, got {max_points}")
-    points = np.array(scatter_pixels(img_file, image_size, threshold), dtype=float).T
+    points = np.array(scatter_pixels(img_file, image_size, threshold)).T
     if len(points) < 2:
         raise ValueError(
             f"{len(points)} pixels are as dark as threshold {threshold} (0 is black, "

@@ -3,10 +3,14 @@
 import inspect
 import math
 import os
+import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +30,7 @@ from diffusion import (
     position_encoding_init,
 )
 
+posix = pytest.mark.skipif(os.name != "posix", reason="no limits, no Ctrl-C by signal")
 ROOT = Path(__file__).parents[1]
 TINY = "--image-size=24 --threshold=150 --epochs=2 --steps-per-epoch=5 --dpi=40"
 SCHEDULE = noise_schedule(8, 0.02, 0.5)
@@ -236,7 +241,8 @@ def test_help_gives_every_flag_its_default(capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("--epochs=0", "--epochs: must be at least 1, got 0"),
+        ("--epochs=0", "--epochs: must be 1 to 1000000, got 0"),
+        ("--epochs=1000001", "--epochs: must be 1 to 1000000, got 1000001"),
         ("--epochs=1.5", "--epochs: invalid int value: '1.5'"),
         ("--lr=nan", "--lr.*nan"),
         ("--lr=inf", "--lr.*inf"),
@@ -279,13 +285,25 @@ def test_cuda_is_refused_where_there_is_none(capsys):
     assert stop.value.code == 2 and "--device cuda" in capsys.readouterr().err
 
 
+def caused_by(cause):
+    error = RuntimeError("Error calling __set_name__")
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     "error, code, message",
     [
         (KeyboardInterrupt(), 130, "interrupted"),
         (FloatingPointError("the loss is nan"), 1, "the loss is nan"),
         (OSError(28, "No space left on device"), 1, "No space left on device"),
-        (RuntimeError("can't allocate memory:\nmore"), 1, "can't allocate memory"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory\nmore"),
+            1,
+            "memory: try a smaller",
+        ),
+        (MemoryError(), 1, "out of memory: try a smaller --hidden"),
+        (caused_by(KeyboardInterrupt()), 130, "interrupted"),
     ],
 )
 def test_what_stops_a_run_is_one_line(
@@ -301,9 +319,29 @@ def test_what_stops_a_run_is_one_line(
         main.main([*TINY.split(), "--output", str(output)])
     assert stop.value.code == code
     err = capsys.readouterr().err
-    assert message in err and err.count("\n") == 1
+    assert re.fullmatch(rf"main\.py: .*{message}.*\n", err)
     assert output.read_bytes() == b"the film before"
     assert list(tmp_path.iterdir()) == [output]
+
+
+def test_what_nobody_foresaw_keeps_its_traceback(monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(main, "train", broken)
+    with pytest.raises(RuntimeError, match="illegal"):
+        main.main(TINY.split())
+
+
+def test_figures_out_of_range_are_not_reported(tmp_path, capsys):
+    """Predicted noise, divided by a vanishing alpha in every step, leaves float32."""
+    flags = "--predict=noise --beta-start=0.999999 --beta-end=0.999999"
+    with pytest.raises(SystemExit) as stop:
+        main.main([*TINY.split(), *flags.split(), f"--output={tmp_path / 'film.gif'}"])
+    assert stop.value.code == 1
+    out, err = capsys.readouterr()
+    assert out == "" and re.fullmatch(r"main\.py: error: the chain ran .*\n", err)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -322,39 +360,112 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def start(flags, cwd, **options):
+def start(flags, cwd, first=""):
     """Start main.py's main in a process of its own; return it once all is imported."""
-    code = "import main; print('ready', flush=True); main.main()"
+    lines = (
+        "import resource, signal",
+        "signal.signal(signal.SIGINT, signal.default_int_handler)",  # as in a terminal
+        "import main",
+        first,
+        "print('ready'); main.main()",
+    )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *flags.split()],
+        [sys.executable, "-uc", "\n".join(lines), *TINY.split(), *flags.split()],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
     )
     assert process.stdout.readline() == "ready\n"
     return process
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no limits on a process")
-def test_a_full_disk_leaves_the_old_film(tmp_path):
-    """A limit on the size of files lets the write fail half-way, as a full disk does."""
-    resource = pytest.importorskip("resource")
+@posix
+@pytest.mark.parametrize(
+    "flags, limit, message",
+    [
+        ("", "RLIMIT_FSIZE, (10_000, -1)", "File too large"),  # as a disk that is full
+        ("--hidden=1000000", "RLIMIT_AS, (2**40, -1)", "memory.*: try a smaller"),
+    ],
+)
+def test_a_real_limit_leaves_the_old_film(flags, limit, message, tmp_path):
     output = tmp_path / "output.gif"
     output.write_bytes(b"the film before")
-    limit = (10_000, resource.RLIM_INFINITY)
-    process = start(
-        TINY,
-        tmp_path,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
-    )
+    process = start(flags, tmp_path, f"resource.setrlimit(resource.{limit})")
     out, err = process.communicate()
     assert process.returncode == 1 and out == ""
-    assert re.fullmatch(r"main\.py: error: .*File too large.*\n", err)
+    assert re.fullmatch(rf"main\.py: error: .*{message}.*\n", err)
     assert output.read_bytes() == b"the film before"
     assert list(tmp_path.iterdir()) == [output]
+
+
+@posix
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--image=secret.png", "Permission denied.*secret.png"),
+        ("--output=locked/film.gif", "--output locked/film.gif: .* is not writable"),
+    ],
+)
+def test_what_is_not_permitted_is_refused(flags, message):
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        shutil.copy(ROOT / "homer.png", f"{folder}/secret.png")
+        os.chmod(f"{folder}/secret.png", 0)
+        os.mkdir(f"{folder}/locked", 0o555)
+        no_root = "import os; os.geteuid() or os.setuid(65534)"  # root may do anything
+        process = start(flags, folder, no_root)
+        out, err = process.communicate()
+    assert process.returncode == 2 and out == ""
+    assert re.fullmatch(rf"main\.py: error: .*{message}.*\n", err)
+
+
+@posix
+def test_an_interruption_leaves_the_old_film_or_the_new(tmp_path):
+    """Ctrl-C at 24 moments of a run, spread over it, in the 24th parts at random."""
+    flags = "--epochs=20 --strip=strip.png"
+    output, strip = tmp_path / "output.gif", tmp_path / "strip.png"
+    process = start(flags, tmp_path)
+    began = time.perf_counter()
+    assert process.stdout.readline().startswith("points")
+    lasts = time.perf_counter() - began
+    process.communicate()
+    whole = output.read_bytes(), strip.read_bytes()
+
+    statuses = []
+    for k in range(24):
+        output.write_bytes(b"the film before")
+        strip.unlink(missing_ok=True)
+        process = start(flags, tmp_path)
+        time.sleep((k + random.random()) / 24 * lasts)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+        statuses.append(process.returncode)
+        if process.returncode == 130:
+            assert err == "main.py: interrupted\n"
+            assert output.read_bytes() in (b"the film before", whole[0])
+            assert not strip.exists() or strip.read_bytes() == whole[1]
+        else:  # it came when all was done
+            assert process.returncode in (0, -signal.SIGINT)
+            assert (output.read_bytes(), strip.read_bytes()) == whole
+        assert {*tmp_path.iterdir()} <= {output, strip}
+    assert statuses.count(130) >= 12
+
+
+@posix
+def test_an_interruption_while_pytorch_loads_is_silent():
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", ROOT / "main.py"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while " torch." not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGINT
+    assert "Traceback" not in err
 
 
 def test_the_example_of_the_readme(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 import zlib
 from pathlib import Path
 
@@ -66,6 +67,21 @@ def test_threshold_is_inclusive(threshold):
     )
 
 
+def test_50_is_dark_and_51_is_not():
+    assert scatter_pixels(picture([[50, 51], [51, 51]]), image_size=2) == ([0], [2])
+
+
+def test_a_picture_may_be_one_pixel():
+    assert scatter_pixels(picture([[0]]), image_size=1) == ([0], [1])
+
+
+def test_16_bits_are_scaled_to_8():
+    ramp = np.arange(256, dtype=np.uint16)[None].repeat(256, axis=0)
+    file = saved(Image.fromarray(ramp * 257), "png")
+    xs, _ = scatter_pixels(file, image_size=256, threshold=128)
+    assert max(xs) == 128
+
+
 @given(st.lists(st.tuples(st.floats(allow_nan=False), st.integers())))
 def test_round_trip_of_points(points):
     x, y = [p[0] for p in points], [p[1] for p in points]
@@ -79,8 +95,10 @@ def test_round_trip_of_any_vector(values, data):
     values = values[: len(values) // 2 * 2]
     kind = data.draw(st.sampled_from([list, tuple, np.array, torch.tensor]))
     x, y = unpack_1d_data(kind(values))
-    assert type(x) is type(y) is list
-    assert pack_data(kind(x), kind(y)) == values
+    packed = pack_data(kind(x), kind(y))
+    assert type(x) is type(y) is type(packed) is list
+    assert {type(number) for number in x + y + packed} <= {float}
+    assert packed == values
 
 
 def test_lengths_must_fit():
@@ -100,6 +118,14 @@ def test_vector_is_that_of_plain_loops(image_size):
     expected = textbook_image_to_vector(HOMER, image_size)
     vector = image_to_vector(HOMER, image_size)
     torch.testing.assert_close(vector, expected)
+
+
+def test_vector_is_float32_whatever_the_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert image_to_vector(HOMER).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_scaling_is_the_published_one():
@@ -222,12 +248,13 @@ def bomb():
     [
         (b"", "no picture"),
         (b"a line of text", "no picture"),
+        (b"P5 3", "damaged or cut short"),
         (HOMER.read_bytes()[:3000], "damaged or cut short"),
         (drawing("jpeg").getvalue()[:3000], "damaged or cut short"),
         (drawing("gif").getvalue()[:3000], "damaged or cut short"),
         (bomb(), "too large"),
     ],
-    ids=["empty", "text", "png", "jpeg", "gif", "bomb"],
+    ids=["empty", "text", "pgm", "png", "jpeg", "gif", "bomb"],
 )
 def test_what_is_no_picture_is_told(content, message, tmp_path):
     path = tmp_path / "some.png"
@@ -262,8 +289,9 @@ def test_any_bytes_give_a_vector_or_a_clear_error(noise, place, spliced):
 def test_thinning_is_even_reproducible_and_said():
     grey = white()
     grey[:, 40:60] = 0
-    with pytest.warns(UserWarning, match="3000 dark pixels.*max_points = 1000"):
+    with pytest.warns(UserWarning, match="3000 dark pixels.*max_points = 1000") as told:
         vector = image_to_vector(picture(grey), max_points=1000)
+    assert told[0].filename == __file__  # where the call is
     assert len(vector) == 2000
     with pytest.warns(UserWarning):
         assert torch.equal(image_to_vector(picture(grey), max_points=1000), vector)
@@ -273,11 +301,26 @@ def test_thinning_is_even_reproducible_and_said():
         assert inside.sum().item() == pytest.approx(500 / 3, abs=10)
 
 
+def test_thinning_keeps_the_first_and_the_last_of_more_points_than_allowed():
+    grey = white(51)
+    grey[1:] = 0  # 51 columns of 50
+    with warnings.catch_warnings(action="error"):
+        whole = image_to_vector(picture(grey), 51, max_points=2550)
+    assert len(whole) == 2 * 2550
+    with pytest.warns(UserWarning, match="2550.*2500"):
+        thinned = image_to_vector(picture(grey), 51)
+    assert len(thinned) == 2 * 2500
+    with pytest.warns(UserWarning, match="2550.*max_points = 2$"):
+        ends = image_to_vector(picture(grey), 51, max_points=2)
+    assert torch.equal(ends, torch.cat([whole[:2], whole[-2:]]))
+
+
 def test_a_cloud_needs_two_points():
     grey = white()
     grey[3, 3] = 0
-    for shades in (white(), grey):
-        with pytest.raises(ValueError, match="threshold"):
+    for count, shades in enumerate((white(), grey)):
+        message = f"^{count} pixels are as dark as threshold 50 .*, and .* 2: raise --threshold$"
+        with pytest.raises(ValueError, match=message):
             image_to_vector(picture(shades))
 
 
