@@ -383,7 +383,9 @@ def _run(args: argparse.Namespace) -> None:
             x_start = image_to_vector(
                 args.image, args.image_size, args.threshold, args.max_points
             )
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        _stop(2, f"error: --image {args.image}: {error.strerror}")
+    except ValueError as error:
         _stop(2, f"error: {error}")
     for warning in caught:
         print(f"main.py: note: {warning.message}", file=sys.stderr)

@@ -4,9 +4,11 @@ A picture's dark pixels are points in the plane; their coordinates, interleaved,
 one vector x_0 = [x0, y0, x1, y1, ...] that the diffusion works on.
 """
 
+import io
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -102,17 +104,22 @@ def image_to_vector(
 
 def _read_grey(img_file: ImageFile) -> Image.Image:
     """Read a picture upright, on white, in grey."""
-    name = img_file if isinstance(img_file, (str, os.PathLike)) else "the file"
+    if isinstance(img_file, (str, os.PathLike)):
+        name, content = img_file, Path(img_file).read_bytes()
+    else:
+        img_file.seek(0)
+        name, content = "the file", img_file.read()
+    if not content:
+        raise ValueError(f"{name} is empty")
     try:
-        with Image.open(img_file) as image:
+        with Image.open(io.BytesIO(content)) as image:
             image = ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
         raise ValueError(f"{name} is no picture of a known format") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} is too large: {error}") from None
-    except Exception as error:
-        # Decoders raise almost anything on bad data; the file itself, with an errno.
-        if isinstance(error, MemoryError) or getattr(error, "errno", None):
+    except Exception as error:  # decoders raise almost anything on bad data
+        if isinstance(error, MemoryError):
             raise
         raise ValueError(f"{name} is damaged or cut short: {error}") from None
     if image.mode.startswith("I;16"):  # which Pillow would clip to 8 bits, not scale

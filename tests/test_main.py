@@ -253,7 +253,8 @@ def test_help_gives_every_flag_its_default(capsys):
         ("--beta-end=1", "beta_end < 1, got 0.0004 and 1.0"),
         ("--beta-start=0.1", "beta_start <= beta_end.*0.1 and 0.02"),
         ("--timesteps=1 --as-published", "--timesteps must be above 1"),
-        ("--image=none.png", "No such file.*none.png"),
+        ("--image=none.png", "--image none.png: No such file"),
+        ("--image=folder.gif", "--image folder.gif: Is a directory"),
         ("--threshold=0 --image-size=10", "raise --threshold"),
         ("--output=film.mp4", "--output must end in .gif, got film.mp4"),
         ("--strip=film.gif", "--strip must end in .png, got film.gif"),
@@ -404,7 +405,7 @@ def test_a_real_limit_leaves_the_old_film(flags, limit, message, tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("--image=secret.png", "Permission denied.*secret.png"),
+        ("--image=secret.png", "--image secret.png: Permission denied"),
         ("--output=locked/film.gif", "--output locked/film.gif: .* is not writable"),
     ],
 )

@@ -246,7 +246,7 @@ def bomb():
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "no picture"),
+        (b"", "empty"),
         (b"a line of text", "no picture"),
         (b"P5 3", "damaged or cut short"),
         (HOMER.read_bytes()[:3000], "damaged or cut short"),
@@ -263,6 +263,11 @@ def test_what_is_no_picture_is_told(content, message, tmp_path):
         image_to_vector(path)
     with pytest.raises(ValueError, match=f"the file is {message}"):
         image_to_vector(io.BytesIO(content))
+
+
+def test_a_file_can_be_read_again():
+    file = drawing("jpeg")
+    assert torch.equal(image_to_vector(file), image_to_vector(file))
 
 
 def test_what_cannot_be_read_is_told(tmp_path):
