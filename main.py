@@ -578,7 +578,7 @@ def _number(
             limits = (
                 f"at least {low}" if high == sys.float_info.max else f"{low} to {high}"
             )
-            raise argparse.ArgumentTypeError(f"must be {limits}, got {text}")
+            raise argparse.ArgumentTypeError(f"must be {limits}, got {value}")
         return value
 
     parse.__name__ = kind.__name__  # what argparse calls a text that is no number

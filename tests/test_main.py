@@ -1,6 +1,8 @@
 """The experiment: its parts on a tiny cloud, and the runs that the README promises."""
 
+import contextlib
 import inspect
+import io
 import math
 import os
 import random
@@ -16,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from PIL import Image
 from torch import nn
@@ -250,6 +254,8 @@ def test_help_gives_every_flag_its_default(capsys):
         ("--threshold=256", "--threshold: must be 0 to 255, got 256"),
         ("--seed=-1", "--seed.*-1"),
         ("--seed=99999999999999999999", "--seed: must be 0 to 4294967295"),
+        ("--beta-start=0", "0 < beta_start.*got 0.0 and 0.02"),
+        ("--beta-end=nan", "beta_end < 1, got 0.0004 and nan"),
         ("--beta-end=1", "beta_end < 1, got 0.0004 and 1.0"),
         ("--beta-start=0.1", "beta_start <= beta_end.*0.1 and 0.02"),
         ("--timesteps=1 --as-published", "--timesteps must be above 1"),
@@ -261,6 +267,7 @@ def test_help_gives_every_flag_its_default(capsys):
         ("--output=nowhere/film.gif", "--output nowhere/film.gif: there is no folder"),
         ("--output=folder.gif", "--output folder.gif is a folder"),
         ("--image=in.gif --output=in.gif", "--output in.gif would overwrite --image"),
+        ("--image=in.png --strip=in.png", "--strip in.png would overwrite --image"),
         ("--predict=eps", "--predict.*eps"),
         ("--nonsense", "unrecognized arguments: --nonsense"),
     ],
@@ -277,6 +284,32 @@ def test_bad_flags_are_refused_in_one_line(
     out, err = capsys.readouterr()
     assert out == ""
     assert re.fullmatch(rf"main\.py: error: .*{message}.*\n", err)
+
+
+LOWEST = dict.fromkeys(
+    ("image-size", "timesteps", "hidden", "epochs", "steps-per-epoch", "batch-size"), 1
+)
+LOWEST |= {"threshold": 0, "max-points": 2, "seed": 0, "dpi": 10}
+LOWEST |= {"lr": 1e-12, "fps": 0.01}
+
+
+@given(
+    st.sampled_from([*LOWEST]),
+    st.integers() | st.floats() | st.floats(-100, 100) | st.text(),
+)
+def test_any_text_is_a_number_in_range_or_refused_in_one_line(flag, text):
+    error = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(error):
+            args = main._parser().parse_args([f"--{flag}={text}"])
+    except SystemExit as stop:
+        assert stop.code == 2
+        message = error.getvalue()
+        assert message.startswith(f"main.py: error: argument --{flag}: ")
+        assert message.count("\n") == 1
+    else:
+        value = vars(args)[flag.replace("-", "_")]
+        assert value >= LOWEST[flag] and math.isfinite(value)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
