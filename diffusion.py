@@ -27,6 +27,7 @@ diffusion probabilistic models" (2020), arXiv:2006.11239.
 """
 
 from collections.abc import Callable
+from numbers import Real
 from operator import index as as_int
 from typing import Literal, SupportsIndex
 
@@ -50,6 +51,9 @@ def noise_schedule(
     1e-15 to spare: any nearer, alpha would be rounded to 1 or 0.
     """
     _check_sizes(num_timesteps=num_timesteps)
+    for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
+        if not isinstance(beta, Real):
+            raise TypeError(f"{name} must be a number, got {beta!r}")
     if not 1e-15 <= beta_start <= beta_end <= 1 - 1e-15:
         raise ValueError(
             "beta_start and beta_end must satisfy 0 < beta_start <= beta_end < 1, "
@@ -154,8 +158,10 @@ def gaussian_kl(
                 f"{name} must be one number, or one for each of the states of shape "
                 f"{tuple(mean1.shape)}, got shape {tuple(variance.shape)}"
             )
-        if not (variance > 0).all():
-            raise ValueError(f"{name} must be above 0, got {variance.tolist()}")
+        if not ((variance > 0) & variance.isfinite()).all():
+            raise ValueError(
+                f"{name} must be finite and above 0, got {variance.tolist()}"
+            )
     d = mean1.shape[-1]
     log_det_ratio = d * (variance2 / variance1).log()
     trace = d * variance1 / variance2
@@ -224,6 +230,11 @@ class Denoising(nn.Module):
             raise ValueError(
                 f"x_t must have {x_dim} coordinates, got shape {tuple(x_t.shape)}"
             )
+        if x_t.dtype != self.linear1.weight.dtype:
+            raise ValueError(
+                f"x_t must be {self.linear1.weight.dtype}, as the weights are, "
+                f"got {x_t.dtype}"
+            )
         if isinstance(t, Tensor):
             t = t.to(self.emb.device, non_blocking=True)
         hidden = self.relu(self.linear1(x_t + self.emb[t]))
@@ -245,7 +256,7 @@ class PredictStart(nn.Module):
         self.alphas, self.alpha_bars = alphas, alpha_bars
 
     def forward(self, x_t: Tensor, t: Index) -> Tensor:
-        x_start = self.network(x_t, t).expand_as(x_t)
+        x_start = _predicted(self.network, x_t, t)
         mean, _ = posterior_mean_variance(x_start, x_t, t, self.alphas, self.alpha_bars)
         return mean
 
@@ -271,7 +282,7 @@ class PredictNoise(nn.Module):
         t = _check_index(t, num_timesteps, x_t=x_t)
         alpha, alpha_bar = self.alphas[t], self.alpha_bars[t]
         noise_weight = (1 - alpha) / (1 - alpha_bar).sqrt()
-        noise = self.network(x_t, t)
+        noise = _predicted(self.network, x_t, t)
         return (x_t - _factor(noise_weight, x_t) * noise) / _factor(alpha.sqrt(), x_t)
 
 
@@ -308,7 +319,7 @@ def denoise_with_mu(
     else:
         raise ValueError(f"variance must be 'beta' or 'posterior', got {variance!r}")
     sigma = sigma_squared[t].sqrt() * (t > 0)
-    mean = denoise_model(x_t, t)
+    mean = _predicted(denoise_model, x_t, t)
     return mean + _factor(sigma, x_t) * _noise_like(x_t, generator)
 
 
@@ -334,27 +345,39 @@ def _noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
 
+def _predicted(network: Denoiser, x_t: Tensor, t: Index) -> Tensor:
+    """Return what the network predicts; (D,) counts for each row of a batch."""
+    prediction = network(x_t, t)
+    _check_floating("the network's output", prediction)
+    if prediction.shape not in (x_t.shape, x_t.shape[-1:]):
+        raise ValueError(
+            f"the network's output must have x_t's shape, {tuple(x_t.shape)}, "
+            f"got {tuple(prediction.shape)}"
+        )
+    return prediction.expand_as(x_t)
+
+
 def _check_index(t: Index, num_timesteps: int, **state: Tensor) -> int | Tensor:
     """Return t as an int, or as an int64 tensor of one index for each row of the state."""
     ((name, x),) = state.items()
-    _check_floating(name, x)
-    if x.ndim not in (1, 2) or not x.numel():
-        raise ValueError(f"{name} must be (D,) or (B, D), got shape {tuple(x.shape)}")
-    if not isinstance(t, Tensor):
-        t = torch.tensor(_integer("t", t))
-    if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
-        raise TypeError(f"t must hold integers, got {t.dtype}")
-    if t.device.type != "cpu":
-        raise ValueError(f"t must be on the CPU, got {t.device}")
-    if t.ndim and t.shape != x.shape[:-1]:
-        raise ValueError(
-            f"t must be one index, or one per row of {name} {tuple(x.shape)}, "
-            f"got shape {tuple(t.shape)}"
-        )
-    for wrong in (t.min().item(), t.max().item()):
+    _check_state(name, x)
+    if isinstance(t, Tensor):
+        if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
+            raise TypeError(f"t must hold integers, got {t.dtype}")
+        if t.device.type != "cpu":
+            raise ValueError(f"t must be on the CPU, got {t.device}")
+        if t.ndim and t.shape != x.shape[:-1]:
+            raise ValueError(
+                f"t must be one index, or one per row of {name} {tuple(x.shape)}, "
+                f"got shape {tuple(t.shape)}"
+            )
+        t = t.long() if t.ndim else t.item()
+    else:
+        t = _integer("t", t)
+    for wrong in (t.min().item(), t.max().item()) if isinstance(t, Tensor) else (t,):
         if not 0 <= wrong < num_timesteps:
             raise IndexError(f"t must lie in 0..{num_timesteps - 1}, got {wrong}")
-    return t.long() if t.ndim else t.item()
+    return t
 
 
 def _check_schedule(**schedule: Tensor) -> int:
@@ -365,8 +388,9 @@ def _check_schedule(**schedule: Tensor) -> int:
             raise ValueError(f"{name} must be (T,), got shape {tuple(values.shape)}")
         # abar_T may underflow to 0: pure noise, and harmless.
         above = values >= 0 if name == "alpha_bars" else values > 0
-        if not (above & (values < 1)).all():
-            raise ValueError(f"{name} must lie in (0, 1), got {values.tolist()}")
+        wrong = values[~(above & (values < 1))]
+        if len(wrong):
+            raise ValueError(f"{name} must lie in (0, 1), got {wrong[0].item()}")
     if len({len(values) for values in schedule.values()}) > 1:
         lengths = {name: len(values) for name, values in schedule.items()}
         raise ValueError(f"alphas and alpha_bars must have one length, got {lengths}")
@@ -376,13 +400,19 @@ def _check_schedule(**schedule: Tensor) -> int:
 def _check_alike(**states: Tensor) -> None:
     (name1, x1), (name2, x2) = states.items()
     for name, x in states.items():
-        _check_floating(name, x)
+        _check_state(name, x)
     for what in ("shape", "dtype", "device"):
         if getattr(x1, what) != getattr(x2, what):
             raise ValueError(
                 f"{name1} and {name2} must have one {what}, "
                 f"got {getattr(x1, what)} and {getattr(x2, what)}"
             )
+
+
+def _check_state(name: str, x: Tensor) -> None:
+    _check_floating(name, x)
+    if x.ndim not in (1, 2) or not x.numel():
+        raise ValueError(f"{name} must be (D,) or (B, D), got shape {tuple(x.shape)}")
 
 
 def _check_floating(name: str, value: Tensor) -> None:
@@ -394,8 +424,11 @@ def _check_floating(name: str, value: Tensor) -> None:
 def _check_device(device: torch.device | str | None, x: Tensor) -> None:
     if device is None:
         return
-    device = torch.device(device)
-    if device.type != x.device.type or device.index not in (None, x.device.index):
+    try:
+        given = torch.device(device)
+    except (RuntimeError, TypeError):
+        given = None
+    if given is None or given not in (x.device, torch.device(x.device.type)):
         raise ValueError(f"device must be {x.device}, where the data is, got {device}")
 
 

@@ -15,7 +15,9 @@ import ctypes
 import io
 import math
 import os
+import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -117,6 +119,14 @@ def train(
     leave out the chain's last step (published). Raises FloatingPointError once the loss
     is no longer finite.
     """
+    for name, count in (
+        ("epochs", epochs),
+        ("steps_per_epoch", steps_per_epoch),
+        ("batch_size", batch_size),
+    ):
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+    _check_first_index(first_index, alphas)
     generator = torch.Generator(x_start.device).manual_seed(seed)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=lr, fused=True)
     # Falling to lr is not falling at all.
@@ -173,6 +183,7 @@ def sample(
 
     x_T: the starting state, (data_size,); None draws it from N(0, I) on `device`.
     """
+    _check_first_index(first_index, alphas)
     device = device if x_T is None else x_T.device
     generator = torch.Generator(device).manual_seed(seed)
     if x_T is None:
@@ -185,6 +196,13 @@ def sample(
         )
         chain.append(x_t_before)
     return torch.stack(chain)
+
+
+def _check_first_index(first_index: int, alphas: Tensor) -> None:
+    if not 0 <= first_index < len(alphas):
+        raise ValueError(
+            f"first_index must lie in 0..{len(alphas) - 1}, got {first_index}"
+        )
 
 
 @torch.no_grad()
@@ -317,10 +335,14 @@ def _times(chain: Tensor, first_index: int) -> range:
 def _write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     """Write beside the target and move into place: it is replaced whole or not at all."""
     target = Path(os.path.realpath(path))
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = target.with_name(f".{os.getpid()}.part")
     try:
         part.write_bytes(content)
+        if target.exists():
+            shutil.copymode(target, part)
         part.replace(target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -362,12 +384,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         if not out_of_memory and "DefaultCPUAllocator" not in str(error):
             raise
-        first_line, *_ = str(error).splitlines() or ["out of memory"]
-        _stop(1, f"error: {first_line}: try a smaller --hidden or --max-points")
+        flags = "--hidden, --max-points, --batch-size or --dpi"
+        _stop(1, f"error: out of memory: try a smaller {flags}")
 
 
 def _stop(status: int, message: str) -> NoReturn:
-    print(f"main.py: {message}", file=sys.stderr)
+    print("main.py:", *message.splitlines(), file=sys.stderr)
     sys.exit(status)
 
 
@@ -375,6 +397,9 @@ def _run(args: argparse.Namespace) -> None:
     began = perf_counter()
     try:
         _check(args)
+    except ValueError as error:
+        _stop(2, f"error: {error}")
+    try:
         alphas, alpha_bars = noise_schedule(
             args.timesteps, args.beta_start, args.beta_end
         )
@@ -434,7 +459,7 @@ def _run(args: argparse.Namespace) -> None:
     if not math.isfinite(rmse + chain_kl):
         raise FloatingPointError(
             f"the chain ran out of range (rmse {rmse}, chain_kl {chain_kl}): try a "
-            "smaller --beta-end or --predict start"
+            "smaller --lr, a smaller --beta-end or --predict start"
         )
     measured = perf_counter()
 
@@ -482,25 +507,38 @@ def _check(args: argparse.Namespace) -> None:
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     elif args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch finds no CUDA device here; use cpu")
-    taken = {args.image.resolve(): "--image"}
+    taken = {os.path.realpath(args.image): "--image"}
     for flag, path, suffix in (
         ("--output", args.output, ".gif"),
         ("--strip", args.strip, ".png"),
     ):
         if path is None:
             continue
-        folder = path.resolve().parent
+        target = os.path.realpath(path)
+        folder = os.path.dirname(target)
         if path.suffix.lower() != suffix:
             raise ValueError(f"{flag} must end in {suffix}, got {path}")
-        if path.is_dir():
-            raise ValueError(f"{flag} {path} is a folder")
-        if not folder.is_dir():
+        if target in taken:
+            raise ValueError(f"{flag} {path} would overwrite {taken[target]}")
+        taken[target] = flag
+        if not os.path.isdir(folder):
             raise ValueError(f"{flag} {path}: there is no folder {folder}")
-        if not os.access(folder, os.W_OK):
-            raise ValueError(f"{flag} {path}: the folder {folder} is not writable")
-        if path.resolve() in taken:
-            raise ValueError(f"{flag} {path} would overwrite {taken[path.resolve()]}")
-        taken[path.resolve()] = flag
+        if os.path.exists(target) and not os.path.isfile(target):
+            raise ValueError(f"{flag} {path} is a folder or a device, not a file")
+        if os.path.exists(target) and not os.access(target, os.W_OK):
+            raise ValueError(f"{flag} {path} is not writable")
+        try:
+            path.stat()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise ValueError(f"{flag} {path}: {error.strerror}") from None
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise ValueError(
+                f"{flag} {path}: the folder {folder} is not writable ({error.strerror})"
+            ) from None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -587,4 +625,7 @@ def _number(
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, interrupt_handler)
-    main()
+    try:
+        main()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -5,9 +5,11 @@ one vector x_0 = [x0, y0, x1, y1, ...] that the diffusion works on.
 """
 
 import io
+import math
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,10 +39,8 @@ def scatter_pixels(
     of an animation. Raises OSError if it cannot be read, ValueError if it is no picture,
     a damaged or an oversized one, or if an argument is out of range.
     """
-    if image_size < 1:
-        raise ValueError(f"image_size must be at least 1, got {image_size}")
-    if not 0 <= threshold <= 255:
-        raise ValueError(f"threshold must lie in 0..255, got {threshold}")
+    _check_integer("image_size", image_size, 1)
+    _check_integer("threshold", threshold, 0, 255)
     grey = ImageOps.pad(_read_grey(img_file), (image_size, image_size), color=255)
     columns, rows = np.nonzero(np.asarray(grey).T <= threshold)
     return columns.tolist(), (image_size - rows).tolist()
@@ -84,8 +84,7 @@ def image_to_vector(
 
     Raises as `scatter_pixels` does, and ValueError if fewer than 2 pixels are dark.
     """
-    if max_points < 2:
-        raise ValueError(f"max_points must be at least 2, got {max_points}")
+    _check_integer("max_points", max_points, 2)
     points = np.array(scatter_pixels(img_file, image_size, threshold)).T
     if len(points) < 2:
         raise ValueError(
@@ -106,14 +105,16 @@ def _read_grey(img_file: ImageFile) -> Image.Image:
     """Read a picture upright, on white, in grey."""
     if isinstance(img_file, (str, os.PathLike)):
         name, content = img_file, Path(img_file).read_bytes()
-    else:
+    elif hasattr(img_file, "read"):
         img_file.seek(0)
         name, content = "the file", img_file.read()
+    else:
+        raise TypeError(f"img_file must be a path or a binary file, got {img_file!r}")
     if not content:
         raise ValueError(f"{name} is empty")
     try:
         with Image.open(io.BytesIO(content)) as image:
-            image = ImageOps.exif_transpose(image)
+            return _grey(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
         raise ValueError(f"{name} is no picture of a known format") from None
     except Image.DecompressionBombError as error:
@@ -121,13 +122,28 @@ def _read_grey(img_file: ImageFile) -> Image.Image:
     except Exception as error:  # decoders raise almost anything on bad data
         if isinstance(error, MemoryError):
             raise
-        raise ValueError(f"{name} is damaged or cut short: {error}") from None
+        raise ValueError(
+            f"{name} is damaged, cut short, or beyond what Pillow decodes: {error}"
+        ) from None
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F"):
+        raise ValueError("its greys have no known range: save it with 8 or 16 bits")
     if image.mode.startswith("I;16"):  # which Pillow would clip to 8 bits, not scale
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("L")
+
+
+def _check_integer(name: str, value: int, low: int, high: float = math.inf) -> None:
+    if not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if not low <= value <= high:
+        limits = f"lie in {low}..{high}" if high < math.inf else f"be at least {low}"
+        raise ValueError(f"{name} must {limits}, got {value}")
 
 
 def _as_list(values: Iterable[float]) -> list[float]:

@@ -553,6 +553,8 @@ batch = torch.zeros(3, 4)
             "beta_start and beta_end.*1.0",
         ),
         (lambda: noise_schedule(3, 0.2, math.nan), ValueError, "beta_start.*nan"),
+        (lambda: noise_schedule(3, "a", 0.1), TypeError, "beta_start.*'a'"),
+        (lambda: q_sample(x, 10**30, alpha_bars), IndexError, r"t .*0\.\.29.*10{30}"),
         (lambda: q_sample(x, 30, alpha_bars), IndexError, r"t .*0\.\.29.*30"),
         (lambda: q_sample(x, -1, alpha_bars), IndexError, r"t .*0\.\.29.*-1"),
         (lambda: q_sample(x, 1.0, alpha_bars), TypeError, "t .*1.0"),
@@ -602,6 +604,7 @@ batch = torch.zeros(3, 4)
             "alphas and alpha_bars.*29.*30",
         ),
         (lambda: q_sample(x, 1, alpha_bars, "meta"), ValueError, "device.*cpu.*meta"),
+        (lambda: q_sample(x, 1, alpha_bars, "tpv"), ValueError, "device.*cpu.*tpv"),
         (
             lambda: posterior_mean_variance(x, batch, 1, alphas, alpha_bars),
             ValueError,
@@ -635,6 +638,8 @@ batch = torch.zeros(3, 4)
         (lambda: gaussian_kl(x, 0.0, x, 1.0), ValueError, "variance1.*0.0"),
         (lambda: gaussian_kl(x, x + 1, x, 1.0), ValueError, r"variance1.*\(4,\)"),
         (lambda: gaussian_kl(x, 1.0, x, math.nan), ValueError, "variance2.*nan"),
+        (lambda: gaussian_kl(x, math.inf, x, 1.0), ValueError, "variance1.*inf"),
+        (lambda: gaussian_kl(x[0], 1.0, x[0], 1.0), ValueError, r"mean1.*\(\)"),
         (lambda: gaussian_kl(x, 1.0, batch, 1.0), ValueError, "mean1 and mean2"),
         (lambda: gaussian_kl(batch, x, batch, 1.0), ValueError, r"variance1.*\(4,\)"),
         (lambda: position_encoding_init(0, 4), ValueError, "n_position.*0"),
@@ -644,6 +649,22 @@ batch = torch.zeros(3, 4)
         (lambda: Denoising(4, 4, 0), ValueError, "hidden_dim.*0"),
         (lambda: Denoising(4, 4)(x, 4), IndexError, r"t .*0\.\.3.*4"),
         (lambda: Denoising(5, 4)(x, 3), ValueError, r"x_t.*5.*\(4,\)"),
+        (lambda: Denoising(4, 4)(x.double(), 3), ValueError, "x_t.*float32.*float64"),
+        (
+            lambda: PredictStart(lambda x, t: None, alphas, alpha_bars)(x, 1),
+            TypeError,
+            "the network's output.*NoneType",
+        ),
+        (
+            lambda: PredictNoise(lambda x, t: x[:1], alphas, alpha_bars)(x, 1),
+            ValueError,
+            r"the network's output.*\(4,\).*\(1,\)",
+        ),
+        (
+            lambda: denoise_with_mu(lambda x, t: batch, x, 1, alphas),
+            ValueError,
+            r"the network's output.*\(4,\).*\(3, 4\)",
+        ),
         (
             lambda: denoise_with_mu(lambda x, t: x, x, 1, alphas, 5),
             ValueError,

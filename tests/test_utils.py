@@ -248,10 +248,10 @@ def bomb():
     [
         (b"", "empty"),
         (b"a line of text", "no picture"),
-        (b"P5 3", "damaged or cut short"),
-        (HOMER.read_bytes()[:3000], "damaged or cut short"),
-        (drawing("jpeg").getvalue()[:3000], "damaged or cut short"),
-        (drawing("gif").getvalue()[:3000], "damaged or cut short"),
+        (b"P5 3", "damaged, cut short"),
+        (HOMER.read_bytes()[:3000], "damaged, cut short"),
+        (drawing("jpeg").getvalue()[:3000], "damaged, cut short"),
+        (drawing("gif").getvalue()[:3000], "damaged, cut short"),
         (bomb(), "too large"),
     ],
     ids=["empty", "text", "pgm", "png", "jpeg", "gif", "bomb"],
@@ -263,6 +263,13 @@ def test_what_is_no_picture_is_told(content, message, tmp_path):
         image_to_vector(path)
     with pytest.raises(ValueError, match=f"the file is {message}"):
         image_to_vector(io.BytesIO(content))
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_greys_of_unknown_range_are_refused(kind):
+    file = saved(Image.fromarray(np.eye(9, dtype=kind)), "tiff")
+    with pytest.raises(ValueError, match="the file is .*: save it with 8 or 16 bits"):
+        image_to_vector(file)
 
 
 def test_a_file_can_be_read_again():
@@ -330,12 +337,25 @@ def test_a_cloud_needs_two_points():
 
 
 @pytest.mark.parametrize(
-    "name, value",
-    [("image_size", 0), ("threshold", -1), ("threshold", 256), ("max_points", 1)],
+    "name, value, error",
+    [
+        ("image_size", 0, ValueError),
+        ("image_size", 10.5, TypeError),
+        ("threshold", -1, ValueError),
+        ("threshold", 256, ValueError),
+        ("threshold", "50", TypeError),
+        ("max_points", 1, ValueError),
+        ("max_points", math.nan, TypeError),
+    ],
 )
-def test_settings_out_of_range_are_named(name, value):
-    with pytest.raises(ValueError, match=f"{name}.*{value}"):
+def test_settings_out_of_range_are_named(name, value, error):
+    with pytest.raises(error, match=f"^{name} must .*, got {value!r}$"):
         image_to_vector(HOMER, **{name: value})
+
+
+def test_what_is_no_file_is_named():
+    with pytest.raises(TypeError, match="^img_file must be .*, got None$"):
+        image_to_vector(None)
 
 
 def test_the_data_set():
