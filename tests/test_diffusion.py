@@ -238,6 +238,16 @@ def test_posterior_written_in_the_noise(case):
     torch.testing.assert_close(from_start, from_noise, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_one_prediction_counts_for_every_row(rows):
+    schedule = noise_schedule()
+    one, x_t = torch.randn(4), torch.randn(rows, 4)
+    for wrapper in (PredictStart, PredictNoise):
+        got = wrapper(lambda x_t, t: one, *schedule)(x_t, 3)
+        expected = wrapper(lambda x_t, t: one.expand(rows, 4), *schedule)(x_t, 3)
+        assert torch.equal(got, expected)
+
+
 @given(schedules())
 def test_posterior_at_index_0_is_x_start(schedule):
     x_start, x_t = torch.randn(2, 3, 4, dtype=torch.float64)
@@ -554,6 +564,7 @@ batch = torch.zeros(3, 4)
         ),
         (lambda: noise_schedule(3, 0.2, math.nan), ValueError, "beta_start.*nan"),
         (lambda: noise_schedule(3, "a", 0.1), TypeError, "beta_start.*'a'"),
+        (lambda: noise_schedule(3, 0.1, "b"), TypeError, "beta_end.*'b'"),
         (lambda: q_sample(x, 10**30, alpha_bars), IndexError, r"t .*0\.\.29.*10{30}"),
         (lambda: q_sample(x, 30, alpha_bars), IndexError, r"t .*0\.\.29.*30"),
         (lambda: q_sample(x, -1, alpha_bars), IndexError, r"t .*0\.\.29.*-1"),
