@@ -29,7 +29,8 @@ import pandas as pd
 import seaborn as sns
 import torch
 from celluloid import Camera
-from matplotlib.animation import PillowWriter
+from matplotlib import style
+from matplotlib.animation import ArtistAnimation, PillowWriter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -245,6 +246,19 @@ def prior_kl(x_start: Tensor, alpha_bars: Tensor) -> float:
     return kl.item() / len(x_start)
 
 
+def animate(
+    chain: Tensor, *, fps: float = 24, dpi: float = 120, first_index: int = 0
+) -> ArtistAnimation:
+    """Return the film of a chain, one frame of 5 x 5 inches per state.
+
+    In a notebook, `IPython.display.HTML(animate(chain).to_jshtml())` plays it.
+
+    chain: (states, 2N), its last row x_t with t = first_index.
+    """
+    labels = _labels(len(chain), first_index)
+    return _animation(chain, labels, dpi, interval=1000 / fps)
+
+
 def draw_film(
     chain: Tensor,
     path: str | os.PathLike[str],
@@ -253,13 +267,13 @@ def draw_film(
     dpi: float = 120,
     first_index: int = 0,
 ) -> None:
-    """Write the film of a chain as an animated GIF, one frame of 5 x 5 inches per state.
+    """Write the film of a chain, as `animate` gives it, as an animated GIF.
 
-    chain: (states, 2N), its last row x_t with t = first_index. A frame lasts 1 / fps,
-    rounded to the centiseconds of a GIF; the last one is held for 1.5 s at least.
+    A frame lasts 1 / fps, rounded to the centiseconds of a GIF; the last one is held
+    for 1.5 s at least.
     """
-    first, *others = frames = _render(chain, _times(chain, first_index), dpi)
-    durations = [10 * round(100 / fps)] * len(frames)
+    first, *others = _render(animate(chain, dpi=dpi, first_index=first_index))
+    durations = [10 * round(100 / fps)] * len(chain)
     durations[-1] = max(durations[-1], 1500)
     film = io.BytesIO()
     first.save(
@@ -268,29 +282,47 @@ def draw_film(
     _write_whole(path, film.getvalue())
 
 
+def stills(
+    clouds: Tensor, labels: Sequence[str], *, columns: int = 5, dpi: float = 48
+) -> Image.Image:
+    """Return pictures of clouds, each with its label, in rows of `columns`.
+
+    clouds: (K, 2N), with one label each. A picture has 5 x 5 inches.
+    """
+    frames = _render(_animation(clouds, labels, dpi))
+    side = frames[0].width
+    pitch = side + math.ceil(side / 60)
+    rows = math.ceil(len(frames) / columns)
+    sheet = Image.new(
+        "RGB", (columns * pitch - pitch + side, rows * pitch - pitch + side), "white"
+    )
+    for k, frame in enumerate(frames):
+        sheet.paste(frame, (k % columns * pitch, k // columns * pitch))
+    return sheet
+
+
+def strip(chain: Tensor, *, dpi: float = 48, first_index: int = 0) -> Image.Image:
+    """Return ten evenly spaced states of a chain as `stills`, in time order.
+
+    chain and first_index as for `animate`.
+    """
+    kept = np.linspace(0, len(chain) - 1, min(10, len(chain))).round().astype(int)
+    labels = _labels(len(chain), first_index)
+    columns = math.ceil(len(kept) / 2)
+    return stills(chain[kept], [labels[k] for k in kept], columns=columns, dpi=dpi)
+
+
 def draw_strip(
     chain: Tensor,
     path: str | os.PathLike[str],
     *,
-    stills: int = 10,
     dpi: float = 120,
     first_index: int = 0,
 ) -> None:
-    """Write the film as one PNG: evenly spaced stills in time order, in two rows.
-
-    chain and first_index as for `draw_film`; a still has two fifths of a frame's side.
-    """
-    kept = np.linspace(0, len(chain) - 1, min(stills, len(chain))).round().astype(int)
-    times = _times(chain, first_index)
-    frames = _render(chain[kept], [times[k] for k in kept], dpi * 2 / 5)
-    columns, side = math.ceil(len(frames) / 2), frames[0].width
-    pitch = side + math.ceil(side / 60)
-    sheet = Image.new("RGB", (columns * pitch - pitch + side, pitch + side), "white")
-    for k, frame in enumerate(frames):
-        sheet.paste(frame, (k % columns * pitch, k // columns * pitch))
-    strip = io.BytesIO()
-    sheet.save(strip, "png")
-    _write_whole(path, strip.getvalue())
+    """Write the `strip` of a film as a PNG; a still has two fifths of a frame's side."""
+    picture = io.BytesIO()
+    strip(chain, dpi=dpi * 2 / 5, first_index=first_index).save(picture, "png")
+    _write_whole(path, picture.getvalue())
 
 
 class _Frames(PillowWriter):
@@ -306,30 +338,37 @@ class _Frames(PillowWriter):
         """Write nothing: an animation calls this even when it was interrupted."""
 
 
-def _render(chain: Tensor, times: Sequence[int], dpi: float) -> list[Image.Image]:
-    """Return one picture per state: its points on fixed axes, and its t."""
-    # Outside pyplot, so that no window opens and the caller's backend stays.
-    figure = Figure(figsize=(5, 5), dpi=dpi, facecolor=PAPER)
-    FigureCanvasAgg(figure)
-    ax = figure.add_axes((0, 0, 1, 1), xlim=X_LIMITS, ylim=Y_LIMITS, aspect="equal")
-    ax.set_axis_off()
-    camera, frames = Camera(figure), _Frames()
-    with tqdm(total=2 * len(chain), desc="drawing", disable=None) as bar:
-        for state, t in zip(chain.tolist(), times):
-            points = pd.DataFrame(dict(zip("xy", unpack_1d_data(state))))
+def _animation(
+    clouds: Tensor, labels: Sequence[str], dpi: float, **options: float
+) -> ArtistAnimation:
+    """Return an animation of clouds, each with its label, on fixed axes."""
+    # Outside pyplot and the caller's settings: no window opens, and no backend changes.
+    with style.context("default"):
+        figure = Figure(figsize=(5, 5), dpi=dpi, facecolor=PAPER)
+        FigureCanvasAgg(figure)
+        ax = figure.add_axes((0, 0, 1, 1), xlim=X_LIMITS, ylim=Y_LIMITS, aspect="equal")
+        ax.set_axis_off()
+        camera = Camera(figure)
+        pairs = zip(clouds.tolist(), labels, strict=True)
+        for cloud, label in tqdm(pairs, "drawing", len(clouds), disable=None):
+            points = pd.DataFrame(dict(zip("xy", unpack_1d_data(cloud))))
             sns.scatterplot(points, x="x", y="y", ax=ax, s=8, color=INK, linewidth=0)
-            ax.text(-3.5, 3.6, f"$t = {t}$", size=16, color=INK)
+            ax.text(-3.5, 3.6, label, size=16, color=INK)
             camera.snap()
-            bar.update()
-        camera.animate().save(
-            os.devnull, writer=frames, progress_callback=lambda *_: bar.update()
-        )
+        return camera.animate(**options)
+
+
+def _render(animation: ArtistAnimation) -> list[Image.Image]:
+    """Return the frames of an animation as pictures."""
+    frames = _Frames()
+    with style.context("default"):
+        animation.save(os.devnull, writer=frames)
     return frames._frames
 
 
-def _times(chain: Tensor, first_index: int) -> range:
-    """Return the paper's t of each row."""
-    return range(first_index + len(chain) - 1, first_index - 1, -1)
+def _labels(states: int, first_index: int) -> list[str]:
+    """Return the paper's t of each row of a chain, as its label."""
+    return [f"$t = {t}$" for t in reversed(range(first_index, first_index + states))]
 
 
 def _write_whole(path: str | os.PathLike[str], content: bytes) -> None:

@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -809,6 +810,32 @@ def test_strip_holds_the_stills_in_time_order(tmp_path):
         panel = dark[top + 50 : top + side, left : left + side]  # below the label
         expected = (x[k].item() - main.X_LIMITS[0]) / 7.6 * side
         assert np.nonzero(panel)[1].mean() == pytest.approx(expected, abs=2)
+
+
+def test_stills_need_a_label_each():
+    with pytest.raises(ValueError, match="shorter"):
+        main.stills(torch.randn(3, 8), ["one", "two"], dpi=20)
+
+
+def test_a_film_can_be_played_in_a_notebook():
+    page = main.animate(torch.randn(3, 8), fps=8, dpi=20).to_jshtml()
+    assert page.count("data:image/png;base64") == 3
+    assert "125" in page  # milliseconds a frame
+    assert main.strip(torch.randn(3, 8), dpi=20).size == (2 * 100 + 2, 2 * 100 + 2)
+
+
+def test_settings_of_the_caller_do_not_reach_the_film(tmp_path):
+    chain = torch.randn(2, 8)
+    main.draw_film(chain, tmp_path / "one.gif", dpi=20)
+    theirs = {
+        "figure.constrained_layout.use": True,
+        "text.usetex": True,
+        "text.color": "red",
+        "savefig.bbox": "tight",
+    }
+    with matplotlib.rc_context(theirs):
+        main.draw_film(chain, tmp_path / "other.gif", dpi=20)
+    assert (tmp_path / "other.gif").read_bytes() == (tmp_path / "one.gif").read_bytes()
 
 
 @pytest.mark.parametrize(
