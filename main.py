@@ -58,8 +58,9 @@ from utils import IMG_SIZE, image_to_vector, unpack_1d_data
 INK, PAPER = "#000000", "#ffd90f"
 BLENDS = LinearSegmentedColormap.from_list("ink on paper", [INK, PAPER], N=256)
 PALETTE = BLENDS(range(256), bytes=True)[:, :3].tobytes()
-# Wide enough for the cloud of any picture, [-3, 3) x (-2, 4], and for N(0, I).
-X_LIMITS, Y_LIMITS = (-3.8, 3.8), (-3.5, 4.1)
+# Wide enough for the cloud of any picture, [-3, 3) x (-2, 4], for N(0, I), and for most
+# of what lies between them.
+X_LIMITS, Y_LIMITS = (-4.2, 4.2), (-3.6, 4.8)
 
 
 def build_denoiser(
@@ -256,7 +257,7 @@ def animate(
     chain: (states, 2N), its last row x_t with t = first_index.
     """
     labels = _labels(len(chain), first_index)
-    return _animation(chain, labels, dpi, interval=1000 / fps)
+    return _animation(chain, labels, 16, dpi, interval=1000 / fps)
 
 
 def draw_film(
@@ -283,14 +284,15 @@ def draw_film(
 
 
 def stills(
-    clouds: Tensor, labels: Sequence[str], *, columns: int = 5, dpi: float = 48
+    clouds: Tensor, labels: Sequence[str], *, columns: int = 5, dpi: float = 60
 ) -> Image.Image:
     """Return pictures of clouds, each with its label, in rows of `columns`.
 
     clouds: (K, 2N), with one label each. A picture has 5 x 5 inches.
     """
-    frames = _render(_animation(clouds, labels, dpi))
-    side = frames[0].width
+    # Larger letters than in the film, since a sheet is looked at much reduced.
+    frames = _render(_animation(clouds, labels, 28, dpi))
+    columns, side = min(columns, len(frames)), frames[0].width
     pitch = side + math.ceil(side / 60)
     rows = math.ceil(len(frames) / columns)
     sheet = Image.new(
@@ -301,7 +303,7 @@ def stills(
     return sheet
 
 
-def strip(chain: Tensor, *, dpi: float = 48, first_index: int = 0) -> Image.Image:
+def strip(chain: Tensor, *, dpi: float = 60, first_index: int = 0) -> Image.Image:
     """Return ten evenly spaced states of a chain as `stills`, in time order.
 
     chain and first_index as for `animate`.
@@ -339,7 +341,7 @@ class _Frames(PillowWriter):
 
 
 def _animation(
-    clouds: Tensor, labels: Sequence[str], dpi: float, **options: float
+    clouds: Tensor, labels: Sequence[str], size: float, dpi: float, **options: float
 ) -> ArtistAnimation:
     """Return an animation of clouds, each with its label, on fixed axes."""
     # Outside pyplot and the caller's settings: no window opens, and no backend changes.
@@ -349,11 +351,12 @@ def _animation(
         ax = figure.add_axes((0, 0, 1, 1), xlim=X_LIMITS, ylim=Y_LIMITS, aspect="equal")
         ax.set_axis_off()
         camera = Camera(figure)
+        behind = {"facecolor": PAPER, "linewidth": 0, "pad": 2}
         pairs = zip(clouds.tolist(), labels, strict=True)
         for cloud, label in tqdm(pairs, "drawing", len(clouds), disable=None):
             points = pd.DataFrame(dict(zip("xy", unpack_1d_data(cloud))))
             sns.scatterplot(points, x="x", y="y", ax=ax, s=8, color=INK, linewidth=0)
-            ax.text(-3.5, 3.6, label, size=16, color=INK)
+            ax.text(-3.9, 4.5, label, size=size, va="top", color=INK, bbox=behind)
             camera.snap()
         return camera.animate(**options)
 

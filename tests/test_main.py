@@ -768,7 +768,7 @@ def test_frames_are_the_states(tmp_path):
             column = round((x - low) / (high - low) * 200)
             row = round((top - y) / (top - bottom) * 200)
             assert dark[row - 2 : row + 2, column - 2 : column + 2].any()
-        dark[:40, :60] = False  # the step's label
+        dark[:40, :80] = False  # the step's label
         dark_rows = np.nonzero(dark.any(axis=1))[0]
         assert dark_rows.max() - dark_rows.min() < 8
 
@@ -808,7 +808,7 @@ def test_strip_holds_the_stills_in_time_order(tmp_path):
     for k in range(10):
         top, left = k // 5 * pitch, k % 5 * pitch
         panel = dark[top + 50 : top + side, left : left + side]  # below the label
-        expected = (x[k].item() - main.X_LIMITS[0]) / 7.6 * side
+        expected = (x[k].item() - main.X_LIMITS[0]) / 8.4 * side
         assert np.nonzero(panel)[1].mean() == pytest.approx(expected, abs=2)
 
 
