@@ -50,7 +50,7 @@ def noise_schedule(
     Raises ValueError unless num_timesteps >= 1 and 0 < beta_start <= beta_end < 1, with
     1e-15 to spare: any nearer, alpha would be rounded to 1 or 0.
     """
-    _check_sizes(num_timesteps=num_timesteps)
+    check_sizes(num_timesteps=num_timesteps)
     for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
         if not isinstance(beta, Real):
             raise TypeError(f"{name} must be a number, got {beta!r}")
@@ -179,7 +179,7 @@ def position_encoding_init(n_position: int, d_pos_vec: int) -> Tensor:
 
     Raises ValueError unless both sizes are at least 1.
     """
-    _check_sizes(n_position=n_position, d_pos_vec=d_pos_vec)
+    check_sizes(n_position=n_position, d_pos_vec=d_pos_vec)
     position = torch.arange(n_position)[:, None]
     column = torch.arange(d_pos_vec, dtype=torch.float64)
     table = position / 10000 ** (2 * column / d_pos_vec)
@@ -211,7 +211,7 @@ class Denoising(nn.Module):
     ) -> None:
         super().__init__()
         hidden_dim = x_dim if hidden_dim is None else hidden_dim
-        _check_sizes(
+        check_sizes(
             x_dim=x_dim,
             num_diffusion_timesteps=num_diffusion_timesteps,
             hidden_dim=hidden_dim,
@@ -432,7 +432,8 @@ def _check_device(device: torch.device | str | None, x: Tensor) -> None:
         raise ValueError(f"device must be {x.device}, where the data is, got {device}")
 
 
-def _check_sizes(**sizes: int) -> None:
+def check_sizes(**sizes: int) -> None:
+    """Raise TypeError unless each size is an integer, ValueError unless it is at least 1."""
     for name, size in sizes.items():
         if _integer(name, size) < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")

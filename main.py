@@ -45,6 +45,7 @@ from diffusion import (
     Denoising,
     PredictNoise,
     PredictStart,
+    check_sizes,
     denoise_with_mu,
     gaussian_kl,
     noise_schedule,
@@ -121,13 +122,7 @@ def train(
     leave out the chain's last step (published). Raises FloatingPointError once the loss
     is no longer finite.
     """
-    for name, count in (
-        ("epochs", epochs),
-        ("steps_per_epoch", steps_per_epoch),
-        ("batch_size", batch_size),
-    ):
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+    check_sizes(epochs=epochs, steps_per_epoch=steps_per_epoch, batch_size=batch_size)
     _check_first_index(first_index, alphas)
     generator = torch.Generator(x_start.device).manual_seed(seed)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=lr, fused=True)
@@ -565,10 +560,11 @@ def _check(args: argparse.Namespace) -> None:
         taken[target] = flag
         if not os.path.isdir(folder):
             raise ValueError(f"{flag} {path}: there is no folder {folder}")
-        if os.path.exists(target) and not os.path.isfile(target):
-            raise ValueError(f"{flag} {path} is a folder or a device, not a file")
-        if os.path.exists(target) and not os.access(target, os.W_OK):
-            raise ValueError(f"{flag} {path} is not writable")
+        if os.path.exists(target):
+            if not os.path.isfile(target):
+                raise ValueError(f"{flag} {path} is a folder or a device, not a file")
+            if not os.access(target, os.W_OK):
+                raise ValueError(f"{flag} {path} is not writable")
         try:
             path.stat()
         except FileNotFoundError:

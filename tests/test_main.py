@@ -35,7 +35,7 @@ from diffusion import (
     position_encoding_init,
 )
 
-posix = pytest.mark.skipif(os.name != "posix", reason="no limits, no Ctrl-C by signal")
+posix = pytest.mark.skipif(os.name != "posix", reason="no limits, modes, signals")
 ROOT = Path(__file__).parents[1]
 TINY = "--image-size=24 --threshold=200 --epochs=2 --steps-per-epoch=5 --dpi=40"
 SCHEDULE = noise_schedule(8, 0.02, 0.5)
@@ -370,7 +370,7 @@ def test_what_stops_a_run_is_one_line(
     assert list(tmp_path.iterdir()) == [output]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="no modes")
+@posix
 def test_a_film_keeps_the_mode_of_the_one_it_replaces(tmp_path):
     target = tmp_path / "output.gif"
     target.touch(mode=0o600)
