@@ -9,17 +9,17 @@ and the forward process is q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t
 
 Conventions of every function here:
 
-* a state is a floating tensor of shape (D,), or (B, D) for a batch of B states;
+* a state is a floating tensor of shape (D,), or (B, D) for a batch of B states; states
+  given together have one shape, dtype and device;
 * the argument `t` is the index, as published, so that alpha_bars[t] is abar of the paper's
-  t + 1: an int (Python's, NumPy's, a 0-dim tensor), or a 1-D integer tensor with one
-  index per row of a batch, on the CPU, where checking it costs a GPU nothing;
-* `alphas` and `alpha_bars` have shape (T,). Coefficients are formed in their precision;
-  results have the dtype and the device of the state;
+  t + 1: an int, or a tensor on the CPU with one index for each row of a batch;
+* `alphas` and `alpha_bars` have shape (T,) and stay on the CPU. Coefficients are formed in
+  their precision; results have the dtype and the device of the state;
 * `generator` drives the randomness; None means PyTorch's global state;
 * `device` and `data_size` are there for the published calls: they follow from the state,
   may be left out, and must be right if given;
-* a wrong value or shape raises ValueError, a wrong type TypeError, an index outside
-  0..T-1 IndexError (negative ones too: nothing wraps).
+* an index outside 0..T-1 raises IndexError (negative ones too: nothing wraps); states that
+  differ, and tables that are no schedule's, raise ValueError.
 
 Sources: M. Scardala, "Un esempio di applicazione dei DDPM", Laboratorio Computazionale
 (2024), whose equation numbers are quoted, and J. Ho, A. Jain, P. Abbeel, "Denoising
@@ -27,16 +27,20 @@ diffusion probabilistic models" (2020), arXiv:2006.11239.
 """
 
 from collections.abc import Callable
-from numbers import Real
-from operator import index as as_int
 from typing import Literal, SupportsIndex
 
 import torch
 from torch import Tensor, nn
 
 Index = SupportsIndex | Tensor
-# A denoiser is anything called (x_t, t) that returns the mean of x_{t-1}.
-Denoiser = Callable[[Tensor, Index], Tensor]
+# Called (x_t, t), a network returns x_0, or the noise in x_t, or the mean of x_{t-1}: in
+# x_t's shape, or (D,) for every row alike.
+Network = Callable[[Tensor, Index], Tensor]
+# A denoiser is a network that returns the mean of x_{t-1}.
+Denoiser = Network
+
+
+# The schedule
 
 
 def noise_schedule(
@@ -47,23 +51,55 @@ def noise_schedule(
     sqrt(beta_t) grows linearly from sqrt(beta_start) to sqrt(beta_end). The defaults are
     the published ones; they end at abar_T = 0.79, long before pure noise.
 
-    Raises ValueError unless num_timesteps >= 1 and 0 < beta_start <= beta_end < 1, with
-    1e-15 to spare: any nearer, alpha would be rounded to 1 or 0.
+    Raises ValueError unless num_timesteps >= 1 and 0 < beta_start <= beta_end < 1.
     """
-    check_sizes(num_timesteps=num_timesteps)
-    for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
-        if not isinstance(beta, Real):
-            raise TypeError(f"{name} must be a number, got {beta!r}")
-    if not 1e-15 <= beta_start <= beta_end <= 1 - 1e-15:
+    if not (num_timesteps >= 1 and 0 < beta_start <= beta_end < 1):
         raise ValueError(
-            "beta_start and beta_end must satisfy 0 < beta_start <= beta_end < 1, "
-            f"got {beta_start} and {beta_end}"
+            "a schedule needs num_timesteps >= 1 and 0 < beta_start <= beta_end < 1, "
+            f"got {num_timesteps}, {beta_start} and {beta_end}"
         )
     betas = torch.linspace(
         beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64
     ).square()
     alphas = 1 - betas
     return alphas, alphas.cumprod(dim=0)
+
+
+def _betas_and_previous(alphas: Tensor, alpha_bars: Tensor) -> tuple[Tensor, Tensor]:
+    """Return beta_t and abar_{t-1} for t = 1..T, (T,) each.
+
+    Raises ValueError unless alpha_bars are the products of alphas, to 1 in 1,000.
+    """
+    off = (alphas.cumprod(dim=0) - alpha_bars).abs()
+    if not (off <= 1e-3 * alpha_bars).all():
+        raise ValueError("alpha_bars must be the cumulative products of alphas")
+    return 1 - alphas, torch.cat([alpha_bars.new_ones(1), alpha_bars[:-1]])
+
+
+def _at(table: Tensor, t: Index, *states: Tensor) -> Tensor:
+    """Return table[t] as what multiplies the states: () for one index, else (B, 1).
+
+    The one door of indices, schedules and states. table: (T,) on the CPU; or a network's
+    (T, D), of which rows are returned. The result has the states' dtype and device.
+    """
+    index, x = torch.as_tensor(t), states[0]
+    kinds = {(x.shape, x.dtype, x.device) for x in states}
+    if len(kinds) > 1:
+        raise ValueError(f"states must have one shape, dtype and device, got {kinds}")
+    if index.ndim and index.shape != x.shape[:-1]:
+        raise ValueError(f"t must be one index, or one per row of {x.shape}, got {t}")
+    inside = index.clamp(0, len(table) - 1)
+    if index.is_floating_point() or not torch.equal(index, inside):
+        raise IndexError(f"t must be an integer of 0..{len(table) - 1}, got {t}")
+    if table.ndim == 1 and not table.is_cpu:
+        raise ValueError(f"a schedule must be on the CPU, got one on {table.device}")
+    # Blocking copies would make the CPU wait for the GPU at every coefficient.
+    rows = index.long().to(table.device, non_blocking=True) if index.ndim else int(t)
+    row = table[rows].to(x.device, x.dtype, non_blocking=True)
+    return row[:, None] if index.ndim and table.ndim == 1 else row
+
+
+# The forward process and its posterior
 
 
 def q_sample(
@@ -78,14 +114,9 @@ def q_sample(
 
     x_start: (D,) or (B, D); x_t has its shape.
     """
-    t = _check_index(t, _check_schedule(alpha_bars=alpha_bars), x_start=x_start)
-    _check_device(device, x_start)
-    alpha_bar = alpha_bars[t]
-    noise = _noise_like(x_start, generator)
-    return (
-        _factor(alpha_bar.sqrt(), x_start) * x_start
-        + _factor((1 - alpha_bar).sqrt(), x_start) * noise
-    )
+    signal = _at(alpha_bars.sqrt(), t, x_start)
+    sigma = _at((1 - alpha_bars).sqrt(), t, x_start)
+    return signal * x_start + sigma * _noise_like(x_start, generator, device)
 
 
 def posterior_mean_variance(
@@ -100,21 +131,17 @@ def posterior_mean_variance(
     At index 0 it is a point: mean x_0, variance 0. The publication misprints (4); these
     are the forms that follow from Bayes' rule (Ho et al., eqs. 6 and 7).
 
-    x_start, x_t: (D,) or (B, D). The mean has that shape, the variance that of t: ()
-    for one index, (B,) for one index per row.
+    x_start, x_t: (D,) or (B, D). The mean has that shape; the variance is (), or (B, 1)
+    for one index per row.
     """
-    _check_alike(x_start=x_start, x_t=x_t)
-    num_timesteps = _check_schedule(alphas=alphas, alpha_bars=alpha_bars)
-    t = _check_index(t, num_timesteps, x_t=x_t)
-    alpha, alpha_bar = alphas[t], alpha_bars[t]
-    alpha_bar_prev = _previous(alpha_bars)[t]
-    beta = 1 - alpha
+    betas, alpha_bars_prev = _betas_and_previous(alphas, alpha_bars)
+    start_weights = alpha_bars_prev.sqrt() * betas / (1 - alpha_bars)
+    x_t_weights = alphas.sqrt() * (1 - alpha_bars_prev) / (1 - alpha_bars)
+    variances = (1 - alpha_bars_prev) / (1 - alpha_bars) * betas
 
-    start_weight = alpha_bar_prev.sqrt() * beta / (1 - alpha_bar)
-    x_t_weight = alpha.sqrt() * (1 - alpha_bar_prev) / (1 - alpha_bar)
-    mean = _factor(start_weight, x_t) * x_start + _factor(x_t_weight, x_t) * x_t
-    variance = _posterior_variance(alphas, alpha_bars)[t]
-    return mean, _factor(variance, x_t).squeeze(-1)
+    start_weight = _at(start_weights, t, x_start, x_t)
+    x_t_weight = _at(x_t_weights, t, x_t)
+    return start_weight * x_start + x_t_weight * x_t, _at(variances, t, x_t)
 
 
 def posterior_q(
@@ -132,41 +159,11 @@ def posterior_q(
     sampling.
     """
     mean, variance = posterior_mean_variance(x_start, x_t, t, alphas, alpha_bars)
-    _check_device(device, x_t)
-    identity = torch.eye(x_t.shape[-1], dtype=x_t.dtype, device=x_t.device)
-    return mean, variance[..., None, None] * identity
+    identity = torch.eye(x_t.shape[-1], dtype=x_t.dtype, device=device or x_t.device)
+    return mean, variance[..., None] * identity
 
 
-def gaussian_kl(
-    mean1: Tensor, variance1: Tensor | float, mean2: Tensor, variance2: Tensor | float
-) -> Tensor:
-    """Return KL(N(mean1, variance1 I) || N(mean2, variance2 I)) in nats, eq. (5).
-
-        1/2 [ d log(variance2 / variance1) - d + d variance1 / variance2
-              + norm(mean2 - mean1)^2 / variance2 ]
-
-    which is (5) with S1 and S2 multiples of the identity. Means: (d,) or (B, d);
-    variances: a number, (), or (B,), all above 0. Returns one number per state, () or
-    (B,), summed over the d dimensions.
-    """
-    _check_alike(mean1=mean1, mean2=mean2)
-    variance1 = torch.as_tensor(variance1, dtype=mean1.dtype, device=mean1.device)
-    variance2 = torch.as_tensor(variance2, dtype=mean1.dtype, device=mean1.device)
-    for name, variance in (("variance1", variance1), ("variance2", variance2)):
-        if variance.ndim and variance.shape != mean1.shape[:-1]:
-            raise ValueError(
-                f"{name} must be one number, or one for each of the states of shape "
-                f"{tuple(mean1.shape)}, got shape {tuple(variance.shape)}"
-            )
-        if not ((variance > 0) & variance.isfinite()).all():
-            raise ValueError(
-                f"{name} must be finite and above 0, got {variance.tolist()}"
-            )
-    d = mean1.shape[-1]
-    log_det_ratio = d * (variance2 / variance1).log()
-    trace = d * variance1 / variance2
-    distance = (mean2 - mean1).square().sum(dim=-1) / variance2
-    return (log_det_ratio - d + trace + distance) / 2
+# The network and what it is asked for
 
 
 def position_encoding_init(n_position: int, d_pos_vec: int) -> Tensor:
@@ -176,10 +173,7 @@ def position_encoding_init(n_position: int, d_pos_vec: int) -> Tensor:
     sine where i is even, its cosine where i is odd. As published: the usual table has
     2 floor(i / 2) in place of 2 i, so here the frequencies fall to 1e-8 and most columns
     hardly depend on p.
-
-    Raises ValueError unless both sizes are at least 1.
     """
-    check_sizes(n_position=n_position, d_pos_vec=d_pos_vec)
     position = torch.arange(n_position)[:, None]
     column = torch.arange(d_pos_vec, dtype=torch.float64)
     table = position / 10000 ** (2 * column / d_pos_vec)
@@ -211,11 +205,6 @@ class Denoising(nn.Module):
     ) -> None:
         super().__init__()
         hidden_dim = x_dim if hidden_dim is None else hidden_dim
-        check_sizes(
-            x_dim=x_dim,
-            num_diffusion_timesteps=num_diffusion_timesteps,
-            hidden_dim=hidden_dim,
-        )
         table = position_encoding_init(num_diffusion_timesteps + 1, x_dim)
         self.register_buffer("emb", table[1:].clone())
         self.linear1 = nn.Linear(x_dim, hidden_dim)
@@ -224,39 +213,38 @@ class Denoising(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x_t: Tensor, t: Index) -> Tensor:
-        num_timesteps, x_dim = self.emb.shape
-        t = _check_index(t, num_timesteps, x_t=x_t)
-        if x_t.shape[-1] != x_dim:
-            raise ValueError(
-                f"x_t must have {x_dim} coordinates, got shape {tuple(x_t.shape)}"
-            )
-        if x_t.dtype != self.linear1.weight.dtype:
-            raise ValueError(
-                f"x_t must be {self.linear1.weight.dtype}, as the weights are, "
-                f"got {x_t.dtype}"
-            )
-        if isinstance(t, Tensor):
-            t = t.to(self.emb.device, non_blocking=True)
-        hidden = self.relu(self.linear1(x_t + self.emb[t]))
+        hidden = self.relu(self.linear1(x_t + _at(self.emb, t, x_t)))
         hidden = self.relu(self.linear2(hidden))
         return self.linear3(hidden)
+
+
+def prediction(network: Network, x_t: Tensor, t: Index) -> Tensor:
+    """Return what a network gives for x_t and t, in x_t's shape.
+
+    Raises ValueError unless that is x_t's shape or (D,), of x_t's dtype and device.
+    """
+    output = network(x_t, t)
+    kinds = [(shape, x_t.dtype, x_t.device) for shape in (x_t.shape, x_t.shape[-1:])]
+    kind = output.shape, output.dtype, output.device
+    if kind not in kinds:
+        raise ValueError(f"a network must return one of {kinds}, got {kind}")
+    return output.expand_as(x_t)
 
 
 class PredictStart(nn.Module):
     """A denoiser made of a network that predicts x_0: its mean is mu~_t(x_t, x_0), (4).
 
-    network: called (x_t, t), returns an estimate of x_0, (D,) or x_t's shape. A function
-    that returns the true x_0 makes this the exact posterior.
+    A network that is a function returning the true x_0 makes this the exact posterior.
     """
 
-    def __init__(self, network: Denoiser, alphas: Tensor, alpha_bars: Tensor) -> None:
+    def __init__(self, network: Network, alphas: Tensor, alpha_bars: Tensor) -> None:
         super().__init__()
         self.network = network
         # Not buffers: those would follow the network to the GPU and to its dtype.
         self.alphas, self.alpha_bars = alphas, alpha_bars
 
     def forward(self, x_t: Tensor, t: Index) -> Tensor:
-        x_start = _predicted(self.network, x_t, t)
+        x_start = prediction(self.network, x_t, t)
         mean, _ = posterior_mean_variance(x_start, x_t, t, self.alphas, self.alpha_bars)
         return mean
 
@@ -268,22 +256,22 @@ class PredictNoise(nn.Module):
 
         mu~_t = (x_t - beta_t / sqrt(1 - abar_t) eps) / sqrt(alpha_t)
 
-    (Ho et al., eq. 11). network: called (x_t, t), returns an estimate of eps in x_t's
-    shape.
+    (Ho et al., eq. 11).
     """
 
-    def __init__(self, network: Denoiser, alphas: Tensor, alpha_bars: Tensor) -> None:
+    def __init__(self, network: Network, alphas: Tensor, alpha_bars: Tensor) -> None:
         super().__init__()
         self.network = network
         self.alphas, self.alpha_bars = alphas, alpha_bars
 
     def forward(self, x_t: Tensor, t: Index) -> Tensor:
-        num_timesteps = _check_schedule(alphas=self.alphas, alpha_bars=self.alpha_bars)
-        t = _check_index(t, num_timesteps, x_t=x_t)
-        alpha, alpha_bar = self.alphas[t], self.alpha_bars[t]
-        noise_weight = (1 - alpha) / (1 - alpha_bar).sqrt()
-        noise = _predicted(self.network, x_t, t)
-        return (x_t - _factor(noise_weight, x_t) * noise) / _factor(alpha.sqrt(), x_t)
+        betas, _ = _betas_and_previous(self.alphas, self.alpha_bars)
+        noise_weight = _at(betas / (1 - self.alpha_bars).sqrt(), t, x_t)
+        noise = prediction(self.network, x_t, t)
+        return (x_t - noise_weight * noise) / _at(self.alphas.sqrt(), t, x_t)
+
+
+# The way back
 
 
 @torch.no_grad()
@@ -295,152 +283,124 @@ def denoise_with_mu(
     data_size: int | None = None,
     device: torch.device | str | None = None,
     *,
-    variance: Literal["beta", "posterior"] = "beta",
+    variance: Literal["beta", "posterior"] | Tensor = "beta",
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Draw x_{t-1} from the reverse step N(mu_theta(x_t, t), sigma_t^2 I).
 
-    sigma_t^2 is beta_t ("beta", published) or beta~_t of (4) ("posterior": the exact one
-    where, as here, there is a single datum). The last step, index 0, adds no noise and
-    returns the mean.
+    sigma_t^2 is beta_t ("beta", published), beta~_t of (4) ("posterior": the exact one
+    where, as here, there is a single datum), or a tensor of x_t's dtype and device that
+    broadcasts to x_t. The last step, index 0, adds no noise and returns the mean.
 
     x_t: (D,) or (B, D); x_{t-1} has its shape. data_size: D.
     """
-    t = _check_index(t, _check_schedule(alphas=alphas), x_t=x_t)
-    _check_device(device, x_t)
-    if data_size is not None and data_size != x_t.shape[-1]:
-        raise ValueError(
-            f"data_size must be {x_t.shape[-1]}, as in x_t, got {data_size}"
-        )
+    if isinstance(variance, str):
+        variances = _reverse_variances(variance, alphas, alphas.cumprod(dim=0))
+        sigma = _at(variances.sqrt(), t, x_t)
+    else:
+        sigma = variance.sqrt()
+    not_last = _at(torch.arange(len(alphas)) > 0, t, x_t)
+    mean = prediction(denoise_model, x_t, t)
+    return mean + not_last * sigma * _noise_like(x_t, generator, device, data_size)
+
+
+def _reverse_variances(variance: str, alphas: Tensor, alpha_bars: Tensor) -> Tensor:
+    """Return sigma_t^2 for t = 1..T: beta_t ("beta") or beta~_t of (4) ("posterior")."""
+    betas, alpha_bars_prev = _betas_and_previous(alphas, alpha_bars)
     if variance == "beta":
-        sigma_squared = 1 - alphas
-    elif variance == "posterior":
-        sigma_squared = _posterior_variance(alphas, alphas.cumprod(dim=0))
-    else:
-        raise ValueError(f"variance must be 'beta' or 'posterior', got {variance!r}")
-    sigma = sigma_squared[t].sqrt() * (t > 0)
-    mean = _predicted(denoise_model, x_t, t)
-    return mean + _factor(sigma, x_t) * _noise_like(x_t, generator)
+        return betas
+    if variance == "posterior":
+        return (1 - alpha_bars_prev) / (1 - alpha_bars) * betas
+    raise ValueError(f"variance must be 'beta' or 'posterior', got {variance!r}")
 
 
-def _previous(alpha_bars: Tensor) -> Tensor:
-    """Return abar_{t-1} for t = 1..T, abar_0 = 1 first."""
-    return torch.cat([alpha_bars.new_ones(1), alpha_bars[:-1]])
+def _noise_like(
+    x: Tensor,
+    generator: torch.Generator | None,
+    device: torch.device | str | None = None,
+    data_size: int | None = None,
+) -> Tensor:
+    """Return standard normal noise for x. On another device, it cannot be added to x."""
+    if data_size not in (None, x.shape[-1]):
+        raise ValueError(f"data_size must be {x.shape[-1]}, as in x, got {data_size}")
+    like = {"dtype": x.dtype, "device": device or x.device}
+    return torch.randn(x.shape, generator=generator, **like)
 
 
-def _posterior_variance(alphas: Tensor, alpha_bars: Tensor) -> Tensor:
-    """Return beta~_t of (4) for t = 1..T."""
-    betas = 1 - alphas
-    return (1 - _previous(alpha_bars)) / (1 - alpha_bars) * betas
+# The bound. Per dimension -log p(x_0) is at most prior_kl + variance_kl + mean_kl, summed
+# over t = 2..T, and E[-log p(x_0 | x_1)], which has no finite value, since sigma_1 = 0.
 
 
-def _factor(coefficient: Tensor, x: Tensor) -> Tensor:
-    """Return a coefficient, () or (B,), as what multiplies the rows of x."""
-    # A blocking copy would make the CPU wait for the GPU at every coefficient.
-    coefficient = coefficient.to(x.device, x.dtype, non_blocking=x.is_cuda)
-    return coefficient.unsqueeze(-1)
+def gaussian_kl(
+    mean1: Tensor, variance1: Tensor | float, mean2: Tensor, variance2: Tensor | float
+) -> Tensor:
+    """Return KL(N(mean1, S1) || N(mean2, S2)) in nats, eq. (5), for diagonal S1 and S2.
+
+        1/2 [ log(det S2 / det S1) - d + tr(S2^-1 S1)
+              + (mean2 - mean1)^T S2^-1 (mean2 - mean1) ]
+
+    Means: (d,) or (B, d). variance1, variance2: the diagonals, above 0, as a number, (),
+    (B, 1) or of the means' shape, else ValueError. Returns one number per state, () or
+    (B,), float64: small differences of large numbers are what it is made of.
+    """
+    like = {"dtype": torch.float64, "device": mean1.device}
+    variance1 = torch.as_tensor(variance1, **like)
+    variance2 = torch.as_tensor(variance2, **like)
+    ndims = {variance1.ndim, variance2.ndim}
+    if mean1.shape != mean2.shape or not ndims <= {0, mean1.ndim}:
+        shapes = [x.shape for x in (mean1, variance1, mean2, variance2)]
+        raise ValueError(f"means and variances must fit, got shapes {shapes}")
+    ratio = variance1 / variance2
+    distance = (mean2.double() - mean1.double()).square() / variance2
+    return (ratio - 1 - ratio.log() + distance).sum(dim=-1) / 2
 
 
-def _noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+def prior_kl(x_start: Tensor, alpha_bars: Tensor) -> float:
+    """Return KL(q(x_T | x_0) || N(0, I)) in nats per dimension.
+
+    The first term of the bound: what the chain loses by starting from pure noise.
+    x_start: (D,), or (B, D) for the mean over B data.
+    """
+    mean = alpha_bars[-1].sqrt() * x_start.double()
+    kl = gaussian_kl(mean, 1 - alpha_bars[-1], torch.zeros_like(mean), 1.0)
+    return kl.mean().item() / x_start.shape[-1]
 
 
-def _predicted(network: Denoiser, x_t: Tensor, t: Index) -> Tensor:
-    """Return what the network predicts; (D,) counts for each row of a batch."""
-    prediction = network(x_t, t)
-    _check_floating("the network's output", prediction)
-    if prediction.shape not in (x_t.shape, x_t.shape[-1:]):
-        raise ValueError(
-            f"the network's output must have x_t's shape, {tuple(x_t.shape)}, "
-            f"got {tuple(prediction.shape)}"
-        )
-    return prediction.expand_as(x_t)
+@torch.no_grad()
+def vb_terms(
+    denoiser: Denoiser,
+    x_start: Tensor,
+    alphas: Tensor,
+    alpha_bars: Tensor,
+    *,
+    variance: Literal["beta", "posterior"] = "beta",
+    states_per_step: int = 8,
+    seed: int = 3,
+) -> tuple[Tensor, Tensor]:
+    """Return (variance_kl, mean_kl) for t = 2..T: float64, (T - 1,), nats per dimension.
 
+    They add up to the terms of the variational bound between its ends,
 
-def _check_index(t: Index, num_timesteps: int, **state: Tensor) -> int | Tensor:
-    """Return t as an int, or as an int64 tensor of one index for each row of the state."""
-    ((name, x),) = state.items()
-    _check_state(name, x)
-    if isinstance(t, Tensor):
-        if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
-            raise TypeError(f"t must hold integers, got {t.dtype}")
-        if t.device.type != "cpu":
-            raise ValueError(f"t must be on the CPU, got {t.device}")
-        if t.ndim and t.shape != x.shape[:-1]:
-            raise ValueError(
-                f"t must be one index, or one per row of {name} {tuple(x.shape)}, "
-                f"got shape {tuple(t.shape)}"
-            )
-        t = t.long() if t.ndim else t.item()
-    else:
-        t = _integer("t", t)
-    for wrong in (t.min().item(), t.max().item()) if isinstance(t, Tensor) else (t,):
-        if not 0 <= wrong < num_timesteps:
-            raise IndexError(f"t must lie in 0..{num_timesteps - 1}, got {wrong}")
-    return t
+        KL(N(mu~_t, beta~_t I) || N(mu_theta, sigma_t^2 I)) = variance_kl + mean_kl,
+        variance_kl = 1/2 [log(sigma_t^2 / beta~_t) - 1 + beta~_t / sigma_t^2],
+        mean_kl     = E norm(mu~_t - mu_theta(x_t, t))^2 / (2 sigma_t^2 D),
 
+    the exact step back (4) against the model's, along the forward process: E is the mean
+    over `states_per_step` draws of x_t from q(x_t | x_0).
 
-def _check_schedule(**schedule: Tensor) -> int:
-    """Return T, the length of alphas, of alpha_bars, or of both."""
-    for name, values in schedule.items():
-        _check_floating(name, values)
-        if values.ndim != 1 or not len(values):
-            raise ValueError(f"{name} must be (T,), got shape {tuple(values.shape)}")
-        # abar_T may underflow to 0: pure noise, and harmless.
-        above = values >= 0 if name == "alpha_bars" else values > 0
-        wrong = values[~(above & (values < 1))]
-        if len(wrong):
-            raise ValueError(f"{name} must lie in (0, 1), got {wrong[0].item()}")
-    if len({len(values) for values in schedule.values()}) > 1:
-        lengths = {name: len(values) for name, values in schedule.items()}
-        raise ValueError(f"alphas and alpha_bars must have one length, got {lengths}")
-    return len(values)
+    x_start: (D,). variance: what sigma_t^2 is, beta_t or beta~_t.
+    """
+    exact = _reverse_variances("posterior", alphas, alpha_bars)
+    model = _reverse_variances(variance, alphas, alpha_bars)
+    zeros = torch.zeros(len(alphas) - 1, 1)
+    variance_kl = gaussian_kl(zeros, exact[1:, None], zeros, model[1:, None])
 
-
-def _check_alike(**states: Tensor) -> None:
-    (name1, x1), (name2, x2) = states.items()
-    for name, x in states.items():
-        _check_state(name, x)
-    for what in ("shape", "dtype", "device"):
-        if getattr(x1, what) != getattr(x2, what):
-            raise ValueError(
-                f"{name1} and {name2} must have one {what}, "
-                f"got {getattr(x1, what)} and {getattr(x2, what)}"
-            )
-
-
-def _check_state(name: str, x: Tensor) -> None:
-    _check_floating(name, x)
-    if x.ndim not in (1, 2) or not x.numel():
-        raise ValueError(f"{name} must be (D,) or (B, D), got shape {tuple(x.shape)}")
-
-
-def _check_floating(name: str, value: Tensor) -> None:
-    if not (isinstance(value, Tensor) and value.is_floating_point()):
-        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name} must be a floating tensor, got {kind}")
-
-
-def _check_device(device: torch.device | str | None, x: Tensor) -> None:
-    if device is None:
-        return
-    try:
-        given = torch.device(device)
-    except (RuntimeError, TypeError):
-        given = None
-    if given is None or given not in (x.device, torch.device(x.device.type)):
-        raise ValueError(f"device must be {x.device}, where the data is, got {device}")
-
-
-def check_sizes(**sizes: int) -> None:
-    """Raise TypeError unless each size is an integer, ValueError unless it is at least 1."""
-    for name, size in sizes.items():
-        if _integer(name, size) < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
-
-
-def _integer(name: str, value: SupportsIndex) -> int:
-    try:
-        return as_int(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    generator = torch.Generator(x_start.device).manual_seed(seed)
+    x_start = x_start.expand(states_per_step, -1)
+    mean_kl = torch.zeros_like(variance_kl)
+    for t in range(1, len(alphas)):
+        x_t = q_sample(x_start, t, alpha_bars, generator=generator)
+        mean, _ = posterior_mean_variance(x_start, x_t, t, alphas, alpha_bars)
+        kl = gaussian_kl(mean, model[t], prediction(denoiser, x_t, t), model[t])
+        mean_kl[t - 1] = kl.mean() / x_start.shape[-1]
+    return variance_kl, mean_kl

@@ -4,18 +4,14 @@ A picture's dark pixels are points in the plane; their coordinates, interleaved,
 one vector x_0 = [x0, y0, x1, y1, ...] that the diffusion works on.
 """
 
-import io
-import math
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from numbers import Integral
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 IMG_SIZE = 150
 """Side in pixels of the square that a picture is resized to. Not given in the source:
@@ -36,22 +32,34 @@ def scatter_pixels(
     the top, the inner.
 
     img_file: a path, or a binary file, of any format that Pillow reads; the first frame
-    of an animation. Raises OSError if it cannot be read, ValueError if it is no picture,
-    a damaged or an oversized one, or if an argument is out of range.
+    of an animation. Raises ValueError if it cannot be read as a picture.
     """
-    _check_integer("image_size", image_size, 1)
-    _check_integer("threshold", threshold, 0, 255)
-    grey = ImageOps.pad(_read_grey(img_file), (image_size, image_size), color=255)
+    try:
+        with Image.open(img_file) as image:
+            grey = _grey(ImageOps.exif_transpose(image))
+    except Exception as error:  # decoders raise almost anything on bad data
+        raise ValueError(f"{img_file} cannot be read as a picture: {error}") from error
+    grey = ImageOps.pad(grey, (image_size, image_size), color=255)
     columns, rows = np.nonzero(np.asarray(grey).T <= threshold)
     return columns.tolist(), (image_size - rows).tolist()
 
 
+def _grey(image: Image.Image) -> Image.Image:
+    """Return a picture in 8-bit grey, on white."""
+    if image.mode in ("I", "F"):
+        raise ValueError("its greys have no known range: save it with 8 or 16 bits")
+    if image.mode.startswith("I;16"):  # which Pillow would clip to 8 bits, not scale
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L")
+
+
 def pack_data(x: Iterable[float], y: Iterable[float]) -> list[float]:
     """Interleave coordinates: [x0, y0, x1, y1, ...]. ValueError if lengths differ."""
-    x, y = _as_list(x), _as_list(y)
-    if len(x) != len(y):
-        raise ValueError(f"x and y must be of one length, got {len(x)} and {len(y)}")
-    return [coordinate for point in zip(x, y) for coordinate in point]
+    pairs = zip(_as_list(x), _as_list(y), strict=True)
+    return [coordinate for point in pairs for coordinate in point]
 
 
 def unpack_1d_data(
@@ -62,11 +70,13 @@ def unpack_1d_data(
     v: a sequence, array or tensor of one dimension and even length, else ValueError.
     """
     if np.ndim(v) != 1 or len(v) % 2:
-        raise ValueError(
-            f"v must be one row of even length, got shape {tuple(np.shape(v))}"
-        )
+        raise ValueError(f"v must be one row of even length, got {np.shape(v)}")
     v = _as_list(v)
     return v[0::2], v[1::2]
+
+
+def _as_list(values: Iterable[float]) -> list[float]:
+    return values.tolist() if hasattr(values, "tolist") else list(values)
 
 
 def image_to_vector(
@@ -84,12 +94,11 @@ def image_to_vector(
 
     Raises as `scatter_pixels` does, and ValueError if fewer than 2 pixels are dark.
     """
-    _check_integer("max_points", max_points, 2)
     points = np.array(scatter_pixels(img_file, image_size, threshold)).T
     if len(points) < 2:
         raise ValueError(
-            f"{len(points)} pixels are as dark as threshold {threshold} (0 is black, "
-            "255 white), and a cloud needs 2: raise --threshold"
+            f"{img_file}: {len(points)} pixels are as dark as threshold {threshold} "
+            "(0 is black, 255 white), and a cloud needs 2: raise --threshold"
         )
     if len(points) > max_points:
         warnings.warn(
@@ -99,52 +108,3 @@ def image_to_vector(
         points = points[np.linspace(0, len(points) - 1, max_points).round().astype(int)]
     scaled = points * (IMG_SIZE / image_size) / 25 - [3, 2]
     return torch.tensor(pack_data(*scaled.T), dtype=torch.float32)
-
-
-def _read_grey(img_file: ImageFile) -> Image.Image:
-    """Read a picture upright, on white, in grey."""
-    if isinstance(img_file, (str, os.PathLike)):
-        name, content = img_file, Path(img_file).read_bytes()
-    elif hasattr(img_file, "read"):
-        img_file.seek(0)
-        name, content = "the file", img_file.read()
-    else:
-        raise TypeError(f"img_file must be a path or a binary file, got {img_file!r}")
-    if not content:
-        raise ValueError(f"{name} is empty")
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return _grey(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError:
-        raise ValueError(f"{name} is no picture of a known format") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} is too large: {error}") from None
-    except Exception as error:  # decoders raise almost anything on bad data
-        if isinstance(error, MemoryError):
-            raise
-        raise ValueError(
-            f"{name} is damaged, cut short, or beyond what Pillow decodes: {error}"
-        ) from None
-
-
-def _grey(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F"):
-        raise ValueError("its greys have no known range: save it with 8 or 16 bits")
-    if image.mode.startswith("I;16"):  # which Pillow would clip to 8 bits, not scale
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L")
-
-
-def _check_integer(name: str, value: int, low: int, high: float = math.inf) -> None:
-    if not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if not low <= value <= high:
-        limits = f"lie in {low}..{high}" if high < math.inf else f"be at least {low}"
-        raise ValueError(f"{name} must {limits}, got {value}")
-
-
-def _as_list(values: Iterable[float]) -> list[float]:
-    return values.tolist() if hasattr(values, "tolist") else list(values)

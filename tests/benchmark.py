@@ -1,10 +1,10 @@
-"""How fast each piece is, beside the textbook's way of it (`python -m tests.benchmark`).
+"""How fast each piece is, beside the publication's way (`python -m tests.benchmark`).
 
 Everything is measured in one run, in turn: quote its ratios, since seconds drift. The
-textbook samples, as the publication does, through dense covariance matrices, which
-PyTorch checks by default; it steps with unfused AdamW, loops over pixels and coordinates,
-and draws with celluloid as its examples do, ticks and all. A figure that adds up measured
-pieces, where the whole would take too long, is marked *.
+publication's way samples through dense covariance matrices, which PyTorch checks by
+default; it steps with AdamW as PyTorch has it by default on a CPU, loops over pixels and
+coordinates, and draws with celluloid as its examples do, ticks and all. A figure that adds
+up measured pieces, where the whole would take too long, is marked *.
 """
 
 import argparse
@@ -37,10 +37,10 @@ from diffusion import (
     posterior_mean_variance,
     q_sample,
 )
+from tests.common import HOMER
 from utils import IMG_SIZE, image_to_vector
 
 ROOT = Path(__file__).parents[1]
-HOMER = ROOT / "homer.png"
 # Points of homer.png: about as many, twice and four times as many as by default.
 IMAGE_SIZES = (150, 200, 280)
 EPOCHS, STEPS = 20, 40
@@ -49,10 +49,10 @@ EPOCHS, STEPS = 20, 40
 PASSES_PER_STEP = 1 + 2 / 3 + 1 + 7
 
 
-# The textbook, written plainly
+# The publication's way, written anew
 
 
-def textbook_image_to_vector(path, image_size):
+def published_image_to_vector(path, image_size):
     image = Image.open(path).convert("L").resize((image_size, image_size))
     vector = []
     for column in range(image_size):
@@ -64,13 +64,13 @@ def textbook_image_to_vector(path, image_size):
     return torch.tensor(vector)
 
 
-def textbook_q_sample(x_start, t, alpha_bars):
+def published_q_sample(x_start, t, alpha_bars):
     mean = alpha_bars[t].sqrt() * x_start
     covariance = (1 - alpha_bars[t]) * torch.eye(len(x_start))
     return MultivariateNormal(mean, covariance).sample()
 
 
-def textbook_posterior(x_start, x_t, t, alphas, alpha_bars):
+def published_posterior(x_start, x_t, t, alphas, alpha_bars):
     alpha, alpha_bar, previous = alphas[t], alpha_bars[t], alpha_bars[t - 1]
     mean = (
         previous.sqrt() * (1 - alpha) / (1 - alpha_bar) * x_start
@@ -81,15 +81,15 @@ def textbook_posterior(x_start, x_t, t, alphas, alpha_bars):
 
 
 @torch.no_grad()
-def textbook_reverse_step(model, x_t, t, alphas):
+def published_reverse_step(model, x_t, t, alphas):
     covariance = torch.diag((1 - alphas[t]).repeat(len(x_t)))
     return MultivariateNormal(model(x_t, t), covariance).sample()
 
 
-def textbook_training_step(model, optimizer, x_start, alphas, alpha_bars):
+def published_training_step(model, optimizer, x_start, alphas, alpha_bars):
     t = np.random.randint(1, len(alphas))
-    x_t = textbook_q_sample(x_start, t, alpha_bars)
-    mean, _ = textbook_posterior(x_start, x_t, t, alphas, alpha_bars)
+    x_t = published_q_sample(x_start, t, alpha_bars)
+    mean, _ = published_posterior(x_start, x_t, t, alphas, alpha_bars)
     loss = mse_loss(model(x_t, t), mean)
     optimizer.zero_grad()
     loss.backward()
@@ -97,15 +97,17 @@ def textbook_training_step(model, optimizer, x_start, alphas, alpha_bars):
     return loss.item()
 
 
-def textbook_training(x_start):
-    """Return what takes one step of the textbook's training."""
+def published_training(x_start):
+    """Return what takes one step of the publication's training."""
     alphas, alpha_bars = (values.float() for values in noise_schedule())
     model = Denoising(len(x_start), len(alphas))
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False, fused=False)
-    return lambda: textbook_training_step(model, optimizer, x_start, alphas, alpha_bars)
+    return lambda: published_training_step(
+        model, optimizer, x_start, alphas, alpha_bars
+    )
 
 
-def textbook_film(chain, path):
+def published_film(chain, path):
     figure, ax = plt.subplots()
     camera = Camera(figure)
     for state in chain:
@@ -182,7 +184,7 @@ def process(*command):
 
 
 def measure(image_size, folder, bar):
-    """Return the rows of one size: name, ours, textbook, reference, and what they are."""
+    """Return the rows of one size: name, ours, published, reference, and what they are."""
     x_start = image_to_vector(HOMER, image_size, max_points=10**6)
     data_size = len(x_start)
     alphas, alpha_bars = schedule = noise_schedule()
@@ -191,21 +193,21 @@ def measure(image_size, folder, bar):
     film = os.path.join(folder, "film.gif")
     rows = {}
 
-    def row(name, ours, textbook=None, **more):
-        rows[name] = {"ours": ours, "textbook": textbook} | more
+    def row(name, ours, published=None, **more):
+        rows[name] = {"ours": ours, "published": published} | more
         bar.update()
 
     row(
         "q_sample",
         seconds(lambda: q_sample(x_start, 20, alpha_bars)),
-        seconds(lambda: textbook_q_sample(x_start, 20, alpha_bars.float())),
+        seconds(lambda: published_q_sample(x_start, 20, alpha_bars.float())),
     )
     row(
         "posterior",
         seconds(lambda: posterior_mean_variance(x_start, x_t, 20, *schedule)),
-        seconds(lambda: textbook_posterior(x_start, x_t, 20, *schedule)),
+        seconds(lambda: published_posterior(x_start, x_t, 20, *schedule)),
     )
-    reverse = seconds(lambda: textbook_reverse_step(model, x_t, 20, alphas.float()))
+    reverse = seconds(lambda: published_reverse_step(model, x_t, 20, alphas.float()))
     row(
         "reverse step",
         seconds(lambda: denoise_with_mu(model, x_t, 20, alphas)),
@@ -215,29 +217,30 @@ def measure(image_size, folder, bar):
         "chain",
         seconds(lambda: main.sample(model, alphas, data_size)),
         len(alphas) * reverse,
-        composed=["textbook"],
+        composed=["published"],
     )
     parameters = sum(p.numel() for p in model.parameters())
-    reference = PASSES_PER_STEP * 4 * parameters / bandwidth(parameters)
+    rate = bandwidth(parameters)
+    reference = PASSES_PER_STEP * 4 * parameters / rate
     ours, epoch = step_seconds(x_start)
-    textbook = seconds(textbook_training(x_start), budget=10)
-    row("training step", ours, textbook, reference=reference)
-    row("epoch", epoch, STEPS * textbook, composed=["textbook"])
+    published = seconds(published_training(x_start), budget=10)
+    row("training step", ours, published, reference=reference)
+    row("epoch", epoch, STEPS * published, composed=["published"])
     row(
         "film",
-        seconds(lambda: main.draw_film(chain, film), 3),
-        seconds(lambda: textbook_film(chain, film), 3),
+        seconds(lambda: main.save_film(chain, film), 3),
+        seconds(lambda: published_film(chain, film), 3),
     )
     row(
         "image to vector",
         seconds(lambda: image_to_vector(HOMER, image_size, max_points=10**6)),
-        seconds(lambda: textbook_image_to_vector(HOMER, image_size), 5),
+        seconds(lambda: published_image_to_vector(HOMER, image_size), 5),
     )
 
     flags = [f"--image-size={image_size}", "--max-points=1000000", f"--output={film}"]
     # The program with next to no network: what importing and drawing take.
     _, resting = process("main.py", *flags, "--hidden=1", "--epochs=1")
-    composed = ["textbook"]
+    composed = ["published"]
     if EPOCHS * epoch < 90:
         runs = [
             process("main.py", *flags) for _ in range(3 if EPOCHS * epoch < 30 else 1)
@@ -246,30 +249,30 @@ def measure(image_size, folder, bar):
     else:
         first, peak = process("main.py", *flags, "--epochs=1")
         whole = first + (EPOCHS - 1) * epoch
-        composed = ["ours", "textbook"]
+        composed = ["ours", "published"]
     startup, _ = process("-c", "import main")
     pieces = ("image to vector", "chain", "film")
-    textbook_whole = (
+    published_whole = (
         startup
-        + EPOCHS * STEPS * textbook
-        + sum(rows[name]["textbook"] for name in pieces)
+        + EPOCHS * STEPS * published
+        + sum(rows[name]["published"] for name in pieces)
     )
-    row("whole run", whole, textbook_whole, composed=composed)
-    _, textbook_peak = process(
+    row("whole run", whole, published_whole, composed=composed)
+    _, published_peak = process(
         "-c",
         "from tests.benchmark import *; "
-        f"step = textbook_training(image_to_vector(HOMER, {image_size}, max_points=10**6)); "
+        f"step = published_training(image_to_vector(HOMER, {image_size}, max_points=10**6)); "
         "step(); step()",
     )
     # Against the weights, the gradients and AdamW's two moments.
     row(
         "peak memory",
         peak - resting,
-        textbook_peak - resting,
+        published_peak - resting,
         reference=16 * parameters,
         unit="bytes",
     )
-    return {"points": data_size // 2, "rows": rows}
+    return {"points": data_size // 2, "rate": rate, "rows": rows}
 
 
 def small_network():
@@ -302,21 +305,22 @@ def readable(value, unit="s", mark=""):
 
 
 def print_table(result):
-    print(f"\n{result['points']:,} points, D = {2 * result['points']:,}\n")
+    points, rate = result["points"], result["rate"] / 1e9
+    print(f"\n{points:,} points, D = {2 * points:,}, memory at {rate:.0f} GB/s\n")
     print(
-        "| piece | ours | textbook | textbook / ours | reference | ours / reference |"
+        "| piece | ours | published | published / ours | reference | ours / reference |"
     )
     print("|---|---|---|---|---|---|")
     for name, row in result["rows"].items():
-        ours, textbook, reference = (
-            row.get(key) for key in ("ours", "textbook", "reference")
+        ours, published, reference = (
+            row.get(key) for key in ("ours", "published", "reference")
         )
         unit = row.get("unit", "s")
         cells = [name]
-        for key in ("ours", "textbook"):
+        for key in ("ours", "published"):
             mark = "\\*" if key in row.get("composed", ()) else ""
             cells.append(readable(row[key], unit, mark))
-        ratio = textbook / ours
+        ratio = published / ours
         cells.append(f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}")
         cells.append(readable(reference, unit))
         cells.append(f"{ours / reference:.2f}" if reference else "")

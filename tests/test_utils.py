@@ -1,10 +1,7 @@
 """Picture, points, vector: orientation, scaling, and the way back."""
 
-import io
 import math
 import warnings
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,22 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.benchmark import textbook_image_to_vector
+from tests.benchmark import published_image_to_vector
+from tests.common import HOMER, drawing, picture, saved, white
 from utils import IMG_SIZE, image_to_vector, pack_data, scatter_pixels, unpack_1d_data
-
-HOMER = Path(__file__).parents[1] / "homer.png"
-
-
-def picture(grey, **options):
-    """A PNG file, in memory, of an array of greys."""
-    file = io.BytesIO()
-    Image.fromarray(np.asarray(grey, dtype=np.uint8)).save(file, "png", **options)
-    file.seek(0)
-    return file
-
-
-def white(side=IMG_SIZE):
-    return np.full((side, side), 255)
 
 
 @pytest.mark.parametrize(
@@ -101,21 +85,12 @@ def test_round_trip_of_any_vector(values, data):
     assert packed == values
 
 
-def test_lengths_must_fit():
-    with pytest.raises(ValueError, match="x and y.*2 and 1"):
-        pack_data([1, 2], [3])
-    with pytest.raises(ValueError, match=r"v must.*even.*\(3,\)"):
-        unpack_1d_data([1, 2, 3])
-    with pytest.raises(ValueError, match=r"v must.*\(2, 2\)"):
-        unpack_1d_data(torch.zeros(2, 2))
-
-
 # The vector
 
 
 @pytest.mark.parametrize("image_size", [150, 200])
 def test_vector_is_that_of_plain_loops(image_size):
-    expected = textbook_image_to_vector(HOMER, image_size)
+    expected = published_image_to_vector(HOMER, image_size)
     vector = image_to_vector(HOMER, image_size)
     torch.testing.assert_close(vector, expected)
 
@@ -167,49 +142,6 @@ def test_transparency_is_white():
     assert scatter_pixels(picture(rgba), image_size=2) == ([0], [2])
 
 
-def saved(image, kind, **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    file.seek(0)
-    return file
-
-
-def drawing(kind):
-    """homer.png in another format or mode."""
-    with Image.open(HOMER) as image:
-        grey = image.convert("L")
-    ink = 255 - np.asarray(grey)
-    turned = Image.Exif()
-    turned[0x0112] = 6  # to be turned a quarter clockwise, to stand upright
-    clear = np.zeros((600, 600, 4), dtype=np.uint8)  # black, opaque where there is ink
-    clear[..., 3] = ink
-    match kind:
-        case "1-bit" | "palette" | "RGB" | "RGBA":
-            mode = {"1-bit": "1", "palette": "P"}.get(kind, kind)
-            return saved(grey.convert(mode), "png")
-        case "16-bit":
-            return saved(
-                Image.fromarray(np.asarray(grey).astype(np.uint16) * 257), "png"
-            )
-        case "transparent":
-            return saved(Image.fromarray(clear), "png")
-        case "grey and alpha":
-            return saved(Image.fromarray(clear).convert("LA"), "png")
-        case "transparent palette":
-            image = Image.fromarray((ink < 128).astype(np.uint8)).convert("P")
-            image.putpalette([0, 0, 0, 90, 0, 0])
-            return saved(image, "gif", transparency=1)
-        case "EXIF":
-            on_its_side = grey.transpose(Image.Transpose.ROTATE_90)
-            return saved(on_its_side, "jpeg", exif=turned)
-        case "animation":
-            return saved(grey, "gif", save_all=True, append_images=[grey.rotate(90)])
-        case "JPEG CMYK":
-            return saved(grey.convert("RGB").convert("CMYK"), "jpeg")
-        case _:
-            return saved(grey.convert("RGB"), kind)
-
-
 @pytest.mark.parametrize(
     "kind",
     [
@@ -236,66 +168,9 @@ def test_every_format_gives_the_same_cloud(kind):
     assert apart.amin(dim=0).max() <= 1 and apart.amin(dim=1).max() <= 1
 
 
-def bomb():
-    """A PNG of one pixel whose header promises 60,000 x 60,000."""
-    file = saved(Image.new("L", (1, 1)), "png").getvalue()
-    header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + file[24:29]
-    return file[:12] + header + zlib.crc32(header).to_bytes(4, "big") + file[33:]
-
-
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        (b"", "empty"),
-        (b"a line of text", "no picture"),
-        (b"P5 3", "damaged, cut short"),
-        (HOMER.read_bytes()[:3000], "damaged, cut short"),
-        (drawing("jpeg").getvalue()[:3000], "damaged, cut short"),
-        (drawing("gif").getvalue()[:3000], "damaged, cut short"),
-        (bomb(), "too large"),
-    ],
-    ids=["empty", "text", "pgm", "png", "jpeg", "gif", "bomb"],
-)
-def test_what_is_no_picture_is_told(content, message, tmp_path):
-    path = tmp_path / "some.png"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"some\.png is {message}"):
-        image_to_vector(path)
-    with pytest.raises(ValueError, match=f"the file is {message}"):
-        image_to_vector(io.BytesIO(content))
-
-
-@pytest.mark.parametrize("kind", [np.int32, np.float32])
-def test_greys_of_unknown_range_are_refused(kind):
-    file = saved(Image.fromarray(np.eye(9, dtype=kind)), "tiff")
-    with pytest.raises(ValueError, match="the file is .*: its greys .* 16 bits$"):
-        image_to_vector(file)
-
-
 def test_a_file_can_be_read_again():
     file = drawing("jpeg")
     assert torch.equal(image_to_vector(file), image_to_vector(file))
-
-
-def test_what_cannot_be_read_is_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.png"):
-        image_to_vector(tmp_path / "none.png")
-    with pytest.raises(IsADirectoryError):
-        image_to_vector(tmp_path)
-
-
-@given(st.binary(max_size=300), st.integers(0, 400), st.booleans())
-def test_any_bytes_give_a_vector_or_a_clear_error(noise, place, spliced):
-    """Noise alone, and noise written over a part of a real picture."""
-    small = saved(Image.fromarray(np.eye(40, dtype=np.uint8) * 255), "png").getvalue()
-    content = small[:place] + noise + small[place + len(noise) :] if spliced else noise
-    try:
-        vector = image_to_vector(io.BytesIO(content), image_size=40)
-    except ValueError as error:
-        assert str(error)
-    else:
-        assert len(vector) % 2 == 0 and len(vector) >= 4
-        assert torch.isfinite(vector).all()
 
 
 def test_thinning_is_even_reproducible_and_said():
@@ -325,37 +200,6 @@ def test_thinning_keeps_the_first_and_the_last_of_more_points_than_allowed():
     with pytest.warns(UserWarning, match="2550.*max_points = 2$"):
         ends = image_to_vector(picture(grey), 51, max_points=2)
     assert torch.equal(ends, torch.cat([whole[:2], whole[-2:]]))
-
-
-def test_a_cloud_needs_two_points():
-    grey = white()
-    grey[3, 3] = 0
-    for count, shades in enumerate((white(), grey)):
-        message = f"^{count} pixels are as dark as threshold 50 .*, and .* 2: raise --threshold$"
-        with pytest.raises(ValueError, match=message):
-            image_to_vector(picture(shades))
-
-
-@pytest.mark.parametrize(
-    "name, value, error, expected",
-    [
-        ("image_size", 0, ValueError, "be at least 1"),
-        ("image_size", 10.5, TypeError, "be an integer"),
-        ("threshold", -1, ValueError, r"lie in 0\.\.255"),
-        ("threshold", 256, ValueError, r"lie in 0\.\.255"),
-        ("threshold", "50", TypeError, "be an integer"),
-        ("max_points", 1, ValueError, "be at least 2"),
-        ("max_points", math.nan, TypeError, "be an integer"),
-    ],
-)
-def test_settings_out_of_range_are_named(name, value, error, expected):
-    with pytest.raises(error, match=f"^{name} must {expected}, got {value!r}$"):
-        image_to_vector(HOMER, **{name: value})
-
-
-def test_what_is_no_file_is_named():
-    with pytest.raises(TypeError, match="^img_file must be .*, got None$"):
-        image_to_vector(None)
 
 
 def test_the_data_set():
