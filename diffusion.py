@@ -102,6 +102,19 @@ def _at(table: Tensor, t: Index, *states: Tensor) -> Tensor:
 # The forward process and its posterior
 
 
+def _noise_like(
+    x: Tensor,
+    generator: torch.Generator | None,
+    device: torch.device | str | None = None,
+    data_size: int | None = None,
+) -> Tensor:
+    """Return standard normal noise for x. On another device, it cannot be added to x."""
+    if data_size not in (None, x.shape[-1]):
+        raise ValueError(f"data_size must be {x.shape[-1]}, as in x, got {data_size}")
+    like = {"dtype": x.dtype, "device": device or x.device}
+    return torch.randn(x.shape, generator=generator, **like)
+
+
 def q_sample(
     x_start: Tensor,
     t: Index,
@@ -191,8 +204,8 @@ class Denoising(nn.Module):
     it is x_0 or the noise.
 
     The embedding of index i is row i + 1 of the position table, the paper's t. (The
-    publication takes row i; but row 0 is all zeros, far from every other row, and with
-    index 0 trained so, the chain ends far from the face.) `emb`, (T, D), is a buffer;
+    publication takes row i; but row 0 is all zeros, unlike any other, and once index 0 is
+    trained with it, the chain ends far from the face.) `emb`, (T, D), is a buffer;
     assigning another tensor of that shape replaces it.
 
     x_dim: D = 2N. hidden_dim: width of the hidden layers, D (published) if None.
@@ -314,21 +327,8 @@ def _reverse_variances(variance: str, alphas: Tensor, alpha_bars: Tensor) -> Ten
     raise ValueError(f"variance must be 'beta' or 'posterior', got {variance!r}")
 
 
-def _noise_like(
-    x: Tensor,
-    generator: torch.Generator | None,
-    device: torch.device | str | None = None,
-    data_size: int | None = None,
-) -> Tensor:
-    """Return standard normal noise for x. On another device, it cannot be added to x."""
-    if data_size not in (None, x.shape[-1]):
-        raise ValueError(f"data_size must be {x.shape[-1]}, as in x, got {data_size}")
-    like = {"dtype": x.dtype, "device": device or x.device}
-    return torch.randn(x.shape, generator=generator, **like)
-
-
-# The bound. Per dimension -log p(x_0) is at most prior_kl + variance_kl + mean_kl, summed
-# over t = 2..T, and E[-log p(x_0 | x_1)], which has no finite value, since sigma_1 = 0.
+# The bound: -log p(x_0) <= D (prior_kl + sum of variance_kl + sum of mean_kl)
+# - E log p(x_0 | x_1), whose last term has no finite value, since sigma_1 = 0
 
 
 def gaussian_kl(

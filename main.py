@@ -107,10 +107,7 @@ def train(
     """
     generator = torch.Generator(x_start.device).manual_seed(seed)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=lr, fused=True)
-    # Falling to lr is not falling at all.
-    scheduler = CosineAnnealingLR(
-        optimizer, T_max=epochs * steps_per_epoch, eta_min=0 if decay else lr
-    )
+    scheduler = CosineAnnealingLR(optimizer, T_max=epochs * steps_per_epoch)
     x_start = x_start.expand(batch_size, -1)
     shape = (steps_per_epoch, batch_size)
     losses = []
@@ -127,7 +124,8 @@ def train(
             loss = mse_loss(prediction(denoiser, x_t, t), target)
             loss.backward()
             optimizer.step()
-            scheduler.step()
+            if decay:
+                scheduler.step()
             total += loss.detach()
         losses.append(total.item() / steps_per_epoch)
         bar.set_postfix(loss=f"{losses[-1]:.4f}")
@@ -170,9 +168,9 @@ def sample(
 def keep_freed_memory() -> None:
     """Let memory that is freed stay with the process, where the C library is glibc.
 
-    Every training step frees the gradients and allocates them anew. glibc hands blocks of
-    that size back to the system, and fetching their pages again, zeroed, costs as much
-    as the arithmetic.
+    Every training step frees the gradients and allocates them anew. glibc hands large
+    blocks back to the system, which zeroes their pages before it gives them out again:
+    of 2,122 points, a step then takes 2.4 times as long (`python -m tests.benchmark`).
     """
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
     with suppress(OSError, TypeError, AttributeError):
@@ -397,7 +395,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     for name, value in report.items():
         if not math.isfinite(value):
-            raise FloatingPointError(f"{name} is {value}: lower --lr or --beta-end")
+            raise FloatingPointError(f"{name} is {value}: lower --lr or change betas")
+    for name, value in report.items():
         print(f"{name:<12} {value:.4g}")
     if report["prior_kl"] > 0.1:
         print(
@@ -435,6 +434,7 @@ def _parser() -> argparse.ArgumentParser:
 
     count = _number(int, 1, 1_000_000)
     devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    outputs, variances = ["mean", "start", "noise"], ["beta", "posterior"]
     homer = Path(__file__).with_name("homer.png")
     flag("--image", homer, Path, "picture to learn, dark lines on a light ground")
     flag("--image-size", IMG_SIZE, _number(int, 1, 10_000), "pixels a side to work at")
@@ -443,13 +443,13 @@ def _parser() -> argparse.ArgumentParser:
     flag("--timesteps", 30, _number(int, 1, 1000), "diffusion steps T")
     flag("--beta-start", 4e-4, float, "noise variance of the first step")
     flag("--beta-end", 0.02, float, "noise variance of the last step")
-    flag("--predict", "mean", ["mean", "start", "noise"], "mean: x_{t-1}'s; start: x_0")
-    flag("--hidden", None, count, "width of the hidden layers; None: that of the data")
+    flag("--predict", "mean", outputs, "the network's output: x_{t-1}'s mean, x_0, eps")
+    flag("--hidden", None, count, "width of the hidden layers; None for that of x_0")
     flag("--epochs", 20, count, "epochs of training")
     flag("--steps-per-epoch", 40, count, "training steps in an epoch")
     flag("--batch-size", 1, count, "noised states in a training step")
     flag("--lr", 1e-3, _number(float, 1e-12, 1e3), "AdamW's learning rate at first")
-    flag("--variance", "beta", ["beta", "posterior"], "of a step back: beta_t, beta~_t")
+    flag("--variance", "beta", variances, "of a step back: beta_t, or beta~_t (exact)")
     parser.add_argument(
         "--as-published",
         action="store_true",

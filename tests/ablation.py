@@ -1,4 +1,4 @@
-"""What each choice is worth: the tables of docs/findings.md (`python -m tests.ablation`).
+"""What each choice is worth: the figures of docs/findings.md (`python -m tests.ablation`).
 
 Every run learns homer.png; figures are means over seeds, with the range of rmse.
 """
@@ -9,39 +9,49 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from diffusion import PredictNoise, PredictStart, noise_schedule, vb_terms
+from diffusion import (
+    PredictNoise,
+    PredictStart,
+    noise_schedule,
+    q_sample,
+    vb_terms,
+)
 from main import build_denoiser, sample, train
 from tests.common import HOMER
 from utils import image_to_vector
 
 PUBLISHED = {"beta_end": 0.02, "hidden": None, "batch": 1, "variance": "beta"}
 NEAR_NOISE = {"beta_end": 0.6}
+LOSSES = {"L_simple", "bound"}
 MENDED = PUBLISHED | NEAR_NOISE | {"hidden": 256, "batch": 8}
 POSTERIOR = {"variance": "posterior"}
 # What is run, what predicts, what is done otherwise than by default, and the settings.
 ROWS = [
     ("as published", "mean", {"embedding", "chain", "rate"}, PUBLISHED),
+    ("+ decay alone", "mean", {"embedding", "chain"}, PUBLISHED),
     ("+ full chain and embedding", "mean", {"rate"}, PUBLISHED),
-    ("+ decay: the default", "mean", {}, PUBLISHED),
+    ("+ all three: the default", "mean", set(), PUBLISHED),
     ("the default, embedded as published", "mean", {"embedding"}, PUBLISHED),
-    ("`start`", "start", {}, PUBLISHED),
-    ("`noise`", "noise", {}, PUBLISHED),
-    ("predicts no noise, no network", "nothing", {}, PUBLISHED),
-    ("best constant, no network", "constant", {}, PUBLISHED),
-    ("best constant, no network", "constant", {}, PUBLISHED | POSTERIOR),
-    ("exact posterior, no network", "exact", {}, PUBLISHED),
-    ("exact posterior, no network", "exact", {}, PUBLISHED | POSTERIOR),
-    ("`mean`", "mean", {}, MENDED),
-    ("`start`", "start", {}, MENDED),
-    ("`start`", "start", {}, MENDED | POSTERIOR),
-    ("`start`, width and batch as published", "start", {}, PUBLISHED | NEAR_NOISE),
-    ("`noise`", "noise", {}, MENDED),
+    ("`start`", "start", set(), PUBLISHED),
+    ("`noise`", "noise", set(), PUBLISHED),
+    ("predicts no noise, no network", "nothing", set(), PUBLISHED),
+    ("best constant, no network", "constant", set(), PUBLISHED),
+    ("best constant, no network", "constant", set(), PUBLISHED | POSTERIOR),
+    ("exact posterior, no network", "exact", set(), PUBLISHED),
+    ("exact posterior, no network", "exact", set(), PUBLISHED | POSTERIOR),
+    ("`mean`", "mean", set(), MENDED),
+    ("`mean`, trained on the bound", "mean", {"bound"}, MENDED),
+    ("`start`", "start", set(), MENDED),
+    ("`start`", "start", set(), MENDED | POSTERIOR),
+    ("`start`, width and batch as published", "start", set(), PUBLISHED | NEAR_NOISE),
+    ("`noise`", "noise", set(), MENDED),
     ("`noise`, trained on L_simple", "noise", {"L_simple"}, MENDED),
-    ("predicts no noise, no network", "nothing", {}, MENDED),
-    ("best constant, no network", "constant", {}, MENDED),
-    ("best constant, no network", "constant", {}, MENDED | POSTERIOR),
-    ("exact posterior, no network", "exact", {}, MENDED),
-    ("exact posterior, no network", "exact", {}, MENDED | POSTERIOR),
+    ("`noise`, trained on the bound", "noise", {"bound"}, MENDED),
+    ("predicts no noise, no network", "nothing", set(), MENDED),
+    ("best constant, no network", "constant", set(), MENDED),
+    ("best constant, no network", "constant", set(), MENDED | POSTERIOR),
+    ("exact posterior, no network", "exact", set(), MENDED),
+    ("exact posterior, no network", "exact", set(), MENDED | POSTERIOR),
 ]
 
 
@@ -50,18 +60,18 @@ def noise_weights(alphas, alpha_bars):
     return (1 - alphas) / (alphas * (1 - alpha_bars)).sqrt()
 
 
-class Simple(nn.Module):
-    """Errs by its denoiser's error over `noise_weights`: `train` minimises L_simple."""
+class Reweighted(nn.Module):
+    """Errs by its denoiser's error over a scale for each t: `train` minimises its square."""
 
-    def __init__(self, denoiser, x_start, schedule):
+    def __init__(self, denoiser, x_start, schedule, scales):
         super().__init__()
         self.denoiser = denoiser
         self.exact = PredictStart(lambda x_t, t: x_start, *schedule)
-        self.weights = noise_weights(*schedule).float()
+        self.scales = scales.float()
 
     def forward(self, x_t, t):
         exact = self.exact(x_t, t)
-        return exact + (self.denoiser(x_t, t) - exact) / self.weights[t][:, None]
+        return exact + (self.denoiser(x_t, t) - exact) / self.scales[t][:, None]
 
 
 def without_network(predict, x_start, schedule):
@@ -87,9 +97,15 @@ def run(x_start, predict, otherwise, settings, seed):
             published_embedding="embedding" in otherwise,
             seed=seed,
         )
-        simple = "L_simple" in otherwise
+        scales = torch.ones(len(schedule[0]))
+        if "L_simple" in otherwise:
+            scales = noise_weights(*schedule)
+        if "bound" in otherwise:  # at the published variance: sigma_t^2 = beta_t
+            scales = (1 - schedule[0]).sqrt()
         train(
-            Simple(denoiser, x_start, schedule) if simple else denoiser,
+            Reweighted(denoiser, x_start, schedule, scales)
+            if otherwise & LOSSES
+            else denoiser,
             x_start,
             *schedule,
             batch_size=settings["batch"],
@@ -120,26 +136,50 @@ def digits(value, kept=2):
     return f"{float(f'{value:.{kept}g}'):g}"
 
 
+@torch.no_grad()
+def active(denoiser, x_start, schedule):
+    """Share of the first layer's units that answer any of 8 states of q(x_t | x_0)."""
+    network = getattr(denoiser, "network", denoiser)
+    answered = torch.zeros(network.linear1.out_features, dtype=torch.bool)
+    for t in range(len(schedule[0])):
+        x_t = q_sample(x_start.expand(8, -1), t, schedule[1], generator=seeded(t))
+        answered |= (network.linear1(x_t + network.emb[t]) > 0).any(dim=0)
+    return answered.double().mean().item()
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def coefficient(mean, x_start):
+    return (mean @ x_start / (x_start @ x_start)).item()
+
+
+def listed(values):
+    return ", ".join(f"{value:#.2g}" for value in values)
+
+
+@torch.no_grad()
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--seeds", type=int, default=3, help="runs per row (default: 3)"
     )
-    seeds = parser.parse_args().seeds
+    seeds = range(parser.parse_args().seeds)
     x_start = image_to_vector(HOMER)
-    defaults = []
+    kept = {}
 
     print("| run | beta_end | hidden | batch | variance |", end="")
     print(" variance_kl | mean_kl | rmse of x_1 | rmse of the last state |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, predict, otherwise, settings in ROWS:
         figures = []
-        for seed in tqdm(range(seeds), desc=name, leave=False, disable=None):
+        for seed in tqdm(seeds, desc=name, leave=False, disable=None):
             # main.py --seed s takes s to s + 3.
-            denoiser, row = run(x_start, predict, otherwise, settings, 4 * seed)
+            with torch.enable_grad():
+                denoiser, row = run(x_start, predict, otherwise, settings, 4 * seed)
             figures.append(row)
-            if name.endswith("the default"):
-                defaults.append(denoiser)
+            kept.setdefault((name, *settings.values()), []).append(denoiser)
         network = predict in ("mean", "start", "noise")
         hidden = settings["hidden"] or len(x_start)
         cells = [name, settings["beta_end"]]
@@ -151,15 +191,42 @@ def main():
         cells[-1] += f" ({digits(min(rmses))} to {digits(max(rmses))})"
         print("|", *(f"{cell} |" for cell in cells), flush=True)
 
-    alphas, alpha_bars = noise_schedule()
-    print("\nThe default's first reverse step, given c x_0, returns gain x_0 + ...")
-    print(f"(exactly, at c = sqrt(abar_T): {alpha_bars[-2].sqrt():.3f}):\n")
-    print("| c | gain, each seed |\n|---|---|")
-    for c in (0.0, 0.5, alpha_bars[-1].sqrt().item(), 1.0, 1.5):
-        with torch.no_grad():
-            means = [denoiser(c * x_start, 29) for denoiser in defaults]
-        gains = [(mean @ x_start / (x_start @ x_start)).item() for mean in means]
-        print(f"| {c:.3g} |", ", ".join(f"{gain:.2f}" for gain in gains), "|")
+    published, near_noise = noise_schedule(), noise_schedule(beta_end=0.6)
+    alpha_bars = published[1]
+    x_T = q_sample(x_start, 29, alpha_bars, generator=seeded(0))
+    root = alpha_bars[-1].sqrt().item()
+    print("\nWhat the default's first step back returns of x_0, for each seed")
+    print(f"(of q(x_T | x_0), on average, it must be {alpha_bars[-2].sqrt():.3f}):\n")
+    print("| given | coefficient of x_0 |\n|---|---|")
+    for name, x_t in (
+        ("a draw of q(x_T \\| x_0)", x_T),
+        ("a draw of N(0, I)", torch.randn(len(x_start), generator=seeded(1))),
+        *((f"{c:.3g} x_0", c * x_start) for c in (0.0, 0.5, root, 1.0, 1.5)),
+    ):
+        means = [
+            denoiser(x_t, 29)
+            for denoiser in kept["+ all three: the default", *PUBLISHED.values()]
+        ]
+        print(f"| {name} |", listed(coefficient(mean, x_start) for mean in means), "|")
+
+    print("\nrmse of `start` with the published schedule, for each seed, from\n")
+    for name, x_t in (("N(0, I)", None), ("q(x_T | x_0)", x_T)):
+        rmses = []
+        for seed, denoiser in zip(seeds, kept["`start`", *PUBLISHED.values()]):
+            chain = sample(
+                denoiser, published[0], len(x_start), x_T=x_t, seed=4 * seed + 2
+            )
+            rmses.append((chain[-1] - x_start).square().mean().sqrt().item())
+        print(f"{name}: {listed(rmses)}")
+
+    print("\nShare of the first layer's units that answer any of 240 states of the")
+    print("forward process, beta_end 0.6, width 256, for each seed:\n")
+    untrained = build_denoiser("mean", len(x_start), *near_noise, hidden_dim=256)
+    print("untrained:", listed([active(untrained, x_start, near_noise)]))
+    for name, predict, _, settings in ROWS:
+        if predict in ("mean", "start", "noise") and settings == MENDED:
+            denoisers = kept[name, *MENDED.values()]
+            print(f"{name}:", listed(active(d, x_start, near_noise) for d in denoisers))
 
     print(
         "\nThe weight of the noise's squared error in the loss, t = 1..T, and what no"

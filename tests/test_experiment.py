@@ -71,7 +71,7 @@ def test_default_run(tmp_path):
 def test_start_variant_is_the_example_of_the_readme(tmp_path, monkeypatch):
     """Command line and library give one film, of the same seeds."""
     flags = "--predict=start --beta-end=0.6 --hidden=256 --batch-size=8"
-    report, notes, _ = run(flags + " --output=flags.gif", cwd=tmp_path)
+    report, notes, _ = run(flags + " --fps=8 --output=flags.gif", cwd=tmp_path)
     assert float(report["rmse"]) <= 0.02
     assert float(report["mean_kl"]) <= 0.05
     assert float(report["variance_kl"]) == pytest.approx(1.15, abs=0.005)
