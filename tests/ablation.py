@@ -28,9 +28,9 @@ POSTERIOR = {"variance": "posterior"}
 # What is run, what predicts, what is done otherwise than by default, and the settings.
 ROWS = [
     ("as published", "mean", {"embedding", "chain", "rate"}, PUBLISHED),
-    ("+ decay alone", "mean", {"embedding", "chain"}, PUBLISHED),
-    ("+ full chain and embedding", "mean", {"rate"}, PUBLISHED),
-    ("+ all three: the default", "mean", set(), PUBLISHED),
+    ("as published + decay", "mean", {"embedding", "chain"}, PUBLISHED),
+    ("as published + full chain, embedding", "mean", {"rate"}, PUBLISHED),
+    ("all three: the default", "mean", set(), PUBLISHED),
     ("the default, embedded as published", "mean", {"embedding"}, PUBLISHED),
     ("`start`", "start", set(), PUBLISHED),
     ("`noise`", "noise", set(), PUBLISHED),
@@ -205,7 +205,7 @@ def main():
     ):
         means = [
             denoiser(x_t, 29)
-            for denoiser in kept["+ all three: the default", *PUBLISHED.values()]
+            for denoiser in kept["all three: the default", *PUBLISHED.values()]
         ]
         print(f"| {name} |", listed(coefficient(mean, x_start) for mean in means), "|")
 
