@@ -319,11 +319,11 @@ def denoise_with_mu(
 
 def _reverse_variances(variance: str, alphas: Tensor, alpha_bars: Tensor) -> Tensor:
     """Return sigma_t^2 for t = 1..T: beta_t ("beta") or beta~_t of (4) ("posterior")."""
-    betas, alpha_bars_prev = _betas_and_previous(alphas, alpha_bars)
     if variance == "beta":
-        return betas
+        return 1 - alphas
     if variance == "posterior":
-        return (1 - alpha_bars_prev) / (1 - alpha_bars) * betas
+        x, every_t = alphas.new_zeros(len(alphas), 1), torch.arange(len(alphas))
+        return posterior_mean_variance(x, x, every_t, alphas, alpha_bars)[1].squeeze(1)
     raise ValueError(f"variance must be 'beta' or 'posterior', got {variance!r}")
 
 

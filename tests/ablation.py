@@ -11,20 +11,19 @@ from tqdm import tqdm
 
 from diffusion import (
     PredictNoise,
-    PredictStart,
     noise_schedule,
     q_sample,
     vb_terms,
 )
 from main import build_denoiser, sample, train
-from tests.common import HOMER
+from tests.common import HOMER, exact_denoiser, seeded_by
 from utils import image_to_vector
 
 PUBLISHED = {"beta_end": 0.02, "hidden": None, "batch": 1, "variance": "beta"}
 NEAR_NOISE = {"beta_end": 0.6}
-LOSSES = {"L_simple", "bound"}
 MENDED = PUBLISHED | NEAR_NOISE | {"hidden": 256, "batch": 8}
 POSTERIOR = {"variance": "posterior"}
+NETWORKS = ("mean", "start", "noise")
 # What is run, what predicts, what is done otherwise than by default, and the settings.
 ROWS = [
     ("as published", "mean", {"embedding", "chain", "rate"}, PUBLISHED),
@@ -66,7 +65,7 @@ class Reweighted(nn.Module):
     def __init__(self, denoiser, x_start, schedule, scales):
         super().__init__()
         self.denoiser = denoiser
-        self.exact = PredictStart(lambda x_t, t: x_start, *schedule)
+        self.exact = exact_denoiser(x_start, schedule)
         self.scales = scales.float()
 
     def forward(self, x_t, t):
@@ -76,7 +75,7 @@ class Reweighted(nn.Module):
 
 def without_network(predict, x_start, schedule):
     if predict == "exact":
-        return PredictStart(lambda x_t, t: x_start, *schedule)
+        return exact_denoiser(x_start, schedule)
     if predict == "nothing":
         return PredictNoise(lambda x_t, t: torch.zeros_like(x_t), *schedule)
     # The mean of x_{t-1} that does not look at x_t: sqrt(abar_{t-1}) x_0.
@@ -88,7 +87,7 @@ def run(x_start, predict, otherwise, settings, seed):
     """Return the denoiser of one run, and variance_kl, mean_kl, rmse of x_1, rmse."""
     schedule = noise_schedule(beta_end=settings["beta_end"])
     first_index = int("chain" in otherwise)
-    if predict in ("mean", "start", "noise"):
+    if predict in NETWORKS:
         denoiser = build_denoiser(
             predict,
             len(x_start),
@@ -97,15 +96,15 @@ def run(x_start, predict, otherwise, settings, seed):
             published_embedding="embedding" in otherwise,
             seed=seed,
         )
-        scales = torch.ones(len(schedule[0]))
+        trained = denoiser
         if "L_simple" in otherwise:
             scales = noise_weights(*schedule)
+            trained = Reweighted(denoiser, x_start, schedule, scales)
         if "bound" in otherwise:  # at the published variance: sigma_t^2 = beta_t
             scales = (1 - schedule[0]).sqrt()
+            trained = Reweighted(denoiser, x_start, schedule, scales)
         train(
-            Reweighted(denoiser, x_start, schedule, scales)
-            if otherwise & LOSSES
-            else denoiser,
+            trained,
             x_start,
             *schedule,
             batch_size=settings["batch"],
@@ -142,13 +141,9 @@ def active(denoiser, x_start, schedule):
     network = getattr(denoiser, "network", denoiser)
     answered = torch.zeros(network.linear1.out_features, dtype=torch.bool)
     for t in range(len(schedule[0])):
-        x_t = q_sample(x_start.expand(8, -1), t, schedule[1], generator=seeded(t))
+        x_t = q_sample(x_start.expand(8, -1), t, schedule[1], generator=seeded_by(t))
         answered |= (network.linear1(x_t + network.emb[t]) > 0).any(dim=0)
     return answered.double().mean().item()
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def coefficient(mean, x_start):
@@ -180,7 +175,7 @@ def main():
                 denoiser, row = run(x_start, predict, otherwise, settings, 4 * seed)
             figures.append(row)
             kept.setdefault((name, *settings.values()), []).append(denoiser)
-        network = predict in ("mean", "start", "noise")
+        network = predict in NETWORKS
         hidden = settings["hidden"] or len(x_start)
         cells = [name, settings["beta_end"]]
         cells += [hidden, settings["batch"]] if network else ["-", "-"]
@@ -193,14 +188,14 @@ def main():
 
     published, near_noise = noise_schedule(), noise_schedule(beta_end=0.6)
     alpha_bars = published[1]
-    x_T = q_sample(x_start, 29, alpha_bars, generator=seeded(0))
+    x_T = q_sample(x_start, 29, alpha_bars, generator=seeded_by(0))
     root = alpha_bars[-1].sqrt().item()
     print("\nWhat the default's first step back returns of x_0, for each seed")
     print(f"(of q(x_T | x_0), on average, it must be {alpha_bars[-2].sqrt():.3f}):\n")
     print("| given | coefficient of x_0 |\n|---|---|")
     for name, x_t in (
         ("a draw of q(x_T \\| x_0)", x_T),
-        ("a draw of N(0, I)", torch.randn(len(x_start), generator=seeded(1))),
+        ("a draw of N(0, I)", torch.randn(len(x_start), generator=seeded_by(1))),
         *((f"{c:.3g} x_0", c * x_start) for c in (0.0, 0.5, root, 1.0, 1.5)),
     ):
         means = [
@@ -224,7 +219,7 @@ def main():
     untrained = build_denoiser("mean", len(x_start), *near_noise, hidden_dim=256)
     print("untrained:", listed([active(untrained, x_start, near_noise)]))
     for name, predict, _, settings in ROWS:
-        if predict in ("mean", "start", "noise") and settings == MENDED:
+        if predict in NETWORKS and settings == MENDED:
             denoisers = kept[name, *MENDED.values()]
             print(f"{name}:", listed(active(d, x_start, near_noise) for d in denoisers))
 

@@ -1,6 +1,7 @@
 """What several tests use: a tiny experiment, pictures, films."""
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,16 @@ HOMER = ROOT / "homer.png"
 TINY = "--image-size=24 --threshold=200 --epochs=2 --steps-per-epoch=5 --dpi=40"
 SCHEDULE = noise_schedule(8, 0.02, 0.5)
 X_START = torch.tensor([-1.0, 0.5, 0.0, 2.0, 1.0, -1.0, 2.0, 1.0])
+
+
+def seeded_by(number):
+    return torch.Generator().manual_seed(number)
+
+
+def by_hand(alphas, t):
+    """alpha_t, abar_t and abar_{t-1} from a product over plain numbers."""
+    numbers = alphas.tolist()
+    return numbers[t], math.prod(numbers[: t + 1]), math.prod(numbers[:t])
 
 
 def exact_denoiser(x_start, schedule=SCHEDULE):

@@ -26,6 +26,7 @@ from diffusion import (
     q_sample,
     vb_terms,
 )
+from tests.common import by_hand, seeded_by
 
 no_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
 cuda = pytest.param("cuda", marks=no_cuda)
@@ -53,17 +54,7 @@ def posteriors(draw, min_timesteps=1):
 
 
 def seeded(draw):
-    return seed(draw(st.integers(0, 2**32)))
-
-
-def seed(number):
-    return torch.Generator().manual_seed(number)
-
-
-def by_hand(alphas, t):
-    """alpha_t, abar_t and abar_{t-1} from a product over plain numbers."""
-    numbers = alphas.tolist()
-    return numbers[t], math.prod(numbers[: t + 1]), math.prod(numbers[:t])
+    return seeded_by(draw(st.integers(0, 2**32)))
 
 
 def columns_by_hand(alphas, t):
@@ -114,7 +105,7 @@ def test_q_sample_moments(t):
     _, alpha_bar, _ = by_hand(alphas, t)
     n = 400_000
     x_start = torch.full((n,), 2.0, dtype=torch.float64)
-    x_t = q_sample(x_start, t, alpha_bars, generator=seed(t))
+    x_t = q_sample(x_start, t, alpha_bars, generator=seeded_by(t))
     variance = 1 - alpha_bar
     # Five standard errors of a Gaussian sample's mean and variance.
     assert x_t.mean().item() == pytest.approx(
@@ -131,7 +122,7 @@ def test_q_sample_has_the_law_of_the_chain(t):
     for alpha in alphas[: t + 1].tolist():
         chain = math.sqrt(alpha) * chain + math.sqrt(1 - alpha) * rng.normal(size=n)
     x_start = torch.full((n,), -1.5, dtype=torch.float64)
-    x_t = q_sample(x_start, t, alpha_bars, generator=seed(0))
+    x_t = q_sample(x_start, t, alpha_bars, generator=seeded_by(0))
     # Kolmogorov-Smirnov for two samples, at the level of 1 in 1,000.
     points = np.sort(np.concatenate([chain, x_t.numpy()]))
     below = [np.searchsorted(np.sort(s), points, "right") / n for s in (chain, x_t)]
@@ -141,8 +132,8 @@ def test_q_sample_has_the_law_of_the_chain(t):
 def test_q_sample_noises_each_row_with_its_own_index():
     _, alpha_bars = noise_schedule(beta_end=0.6)
     t = torch.tensor([0, 12, 29])
-    x_start = torch.randn(3, 50_000, generator=seed(1))
-    x_t = q_sample(x_start, t, alpha_bars, generator=seed(2))
+    x_start = torch.randn(3, 50_000, generator=seeded_by(1))
+    x_t = q_sample(x_start, t, alpha_bars, generator=seeded_by(2))
     for row in range(3):
         noise = x_t[row] - alpha_bars[t[row]].sqrt() * x_start[row]
         assert noise.var().item() == pytest.approx(
@@ -357,7 +348,7 @@ def test_reverse_step_mean_and_variance(variance, t):
         t,
         alphas,
         variance=variance,
-        generator=seed(0),
+        generator=seeded_by(0),
     )
     if t == 0:
         assert torch.equal(x_t_before, torch.full_like(x_t, 1.5))
@@ -384,7 +375,7 @@ def test_reverse_step_takes_any_variance():
     """A number, one for each row, one for each coordinate: sigma_t^2 of the noise added."""
     alphas, _ = noise_schedule()
     x_t = torch.randn(3, 4, dtype=torch.float64)
-    noise = torch.randn(3, 4, dtype=torch.float64, generator=seed(5))
+    noise = torch.randn(3, 4, dtype=torch.float64, generator=seeded_by(5))
     for shape in ((), (3, 1), (3, 4), (4,)):
         variance = torch.rand(shape, dtype=torch.float64)
         for t in ([7, 7, 7], [7, 0, 9]):
@@ -394,7 +385,7 @@ def test_reverse_step_takes_any_variance():
                 torch.tensor(t),
                 alphas,
                 variance=variance,
-                generator=seed(5),
+                generator=seeded_by(5),
             )
             added = variance.sqrt() * noise * (torch.tensor(t) > 0)[:, None]
             torch.testing.assert_close(got, x_t / 2 + added)
@@ -406,7 +397,7 @@ def test_exact_reverse_chain_retraces_the_forward_law():
     n = 100_000
     x_start = torch.full((n,), 1.7, dtype=torch.float64)
     exact = PredictStart(lambda x_t, t: x_start, alphas, alpha_bars)
-    generator = seed(3)
+    generator = seeded_by(3)
     x = q_sample(x_start, 29, alpha_bars, generator=generator)
     for t in range(29, -1, -1):
         x = denoise_with_mu(
@@ -429,7 +420,7 @@ def test_reverse_chain_with_variance_beta_has_the_law_of_its_recursion():
     n, mean, variance = 200_000, 0.0, 1.0
     x_start = torch.full((n,), 1.7, dtype=torch.float64)
     exact = PredictStart(lambda x_t, t: x_start, alphas, alpha_bars)
-    generator = seed(4)
+    generator = seeded_by(4)
     x = torch.randn(n, dtype=torch.float64, generator=generator)
     for t in range(29, 0, -1):
         x = denoise_with_mu(exact, x, t, alphas, generator=generator)
@@ -451,7 +442,7 @@ def test_noise_is_added_as_the_generator_gives_it():
     zeros = torch.zeros(5, dtype=torch.float64)
 
     def generator():
-        return seed(7)
+        return seeded_by(7)
 
     noise = torch.randn(5, dtype=torch.float64, generator=generator())
     x_t = q_sample(zeros, 9, alpha_bars, generator=generator())
@@ -468,7 +459,7 @@ def test_generator_drives_all_randomness():
     state = torch.get_rng_state()
 
     def draws():
-        generator = seed(7)
+        generator = seeded_by(7)
         x_t = q_sample(x, 9, alpha_bars, generator=generator)
         return x_t, denoise_with_mu(lambda x, t: x, x_t, 9, alphas, generator=generator)
 
@@ -566,7 +557,7 @@ def test_vb_terms_are_the_kl_of_the_steps(variance):
         return 0.9 * x_t + 0.1 * t
 
     terms = vb_terms(denoiser, x_start, *schedule, variance=variance, seed=7)
-    generator, eye = seed(7), torch.eye(3, dtype=torch.float64)
+    generator, eye = seeded_by(7), torch.eye(3, dtype=torch.float64)
     for t in range(1, 6):
         alpha, alpha_bar, alpha_bar_prev = by_hand(alphas, t)
         noise = torch.randn(8, 3, dtype=torch.float64, generator=generator)

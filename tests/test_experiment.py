@@ -21,7 +21,7 @@ from diffusion import (
     position_encoding_init,
     vb_terms,
 )
-from tests.common import ROOT, SCHEDULE, X_START, exact_denoiser, film
+from tests.common import ROOT, SCHEDULE, X_START, by_hand, exact_denoiser, film
 
 # The runs that the README promises
 
@@ -240,8 +240,7 @@ def test_chain_of_the_exact_posterior(variance):
     assert torch.equal(chain[-1], x_start)
     gain, spread = 0.0, 1.0  # x_T is N(0, I)
     for t in range(7, 0, -1):
-        alpha = alphas[t].item()
-        alpha_bar, previous = (math.prod(alphas[:k].tolist()) for k in (t + 1, t))
+        alpha, alpha_bar, previous = by_hand(alphas, t)
         a = math.sqrt(previous) * (1 - alpha) / (1 - alpha_bar)
         b = math.sqrt(alpha) * (1 - previous) / (1 - alpha_bar)
         exact = (1 - alpha) * (1 - previous) / (1 - alpha_bar)
