@@ -11,13 +11,13 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps, ImageStat
 
 IMG_SIZE = 150
 """Side in pixels of the square that a picture is resized to. Not given in the source:
 150 is the value for which the scaling x / 25 - 3 spans 6 units."""
 
-ImageFile = str | os.PathLike[str] | BinaryIO
+ImageFile = str | os.PathLike[str] | BinaryIO | Image.Image
 
 
 def scatter_pixels(
@@ -31,29 +31,70 @@ def scatter_pixels(
     (column, image_size - row), so y points up. Columns are the outer order, rows, from
     the top, the inner.
 
-    img_file: a path, or a binary file, of any format that Pillow reads; the first frame
-    of an animation. Raises ValueError if it cannot be read as a picture.
+    img_file: a path or a binary file of any format that Pillow reads, or a Pillow image;
+    the first frame of an animation. Raises ValueError if it cannot be read as a picture.
     """
-    try:
-        with Image.open(img_file) as image:
-            grey = _grey(ImageOps.exif_transpose(image))
-    except Exception as error:  # decoders raise almost anything on bad data
-        raise ValueError(f"{img_file} cannot be read as a picture: {error}") from error
-    grey = ImageOps.pad(grey, (image_size, image_size), color=255)
+    grey = _square(_read(img_file), image_size)
     columns, rows = np.nonzero(np.asarray(grey).T <= threshold)
     return columns.tolist(), (image_size - rows).tolist()
 
 
-def _grey(image: Image.Image) -> Image.Image:
-    """Return a picture in 8-bit grey, on white."""
-    if image.mode in ("I", "F"):
-        raise ValueError("its greys have no known range: save it with 8 or 16 bits")
-    if image.mode.startswith("I;16"):  # which Pillow would clip to 8 bits, not scale
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+def _read(img_file: ImageFile) -> Image.Image:
+    """Return a picture, upright, in 8 bits: RGBA if it may be transparent, else grey."""
+    theirs = isinstance(img_file, Image.Image)
+    try:
+        with img_file.copy() if theirs else Image.open(img_file) as image:
+            image = ImageOps.exif_transpose(image)
+        if image.mode in ("I", "F"):
+            raise ValueError("its greys have no known range: save it with 8 or 16 bits")
+        if image.mode.startswith("I;16"):
+            greys = np.asarray(image)  # which Pillow would clip to 8 bits, not scale
+            clear = greys == image.info.get("transparency", -1)
+            image = Image.fromarray((np.where(clear, 65535, greys) // 257).astype("u1"))
+        return image.convert("RGBA" if image.has_transparency_data else "L")
+    except Exception as error:  # decoders raise almost anything on bad data
+        message = f"{img_file!s:.200} cannot be read as a picture: {error!s:.200}"
+        raise ValueError(message) from error
+
+
+def _grey(image: Image.Image, ground: str = "white") -> Image.Image:
+    """Return a picture in grey, laid on a ground where it is transparent."""
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
     return image.convert("L")
+
+
+def _square(image: Image.Image, image_size: int) -> Image.Image:
+    return ImageOps.pad(_grey(image), (image_size, image_size), color=255)
+
+
+def _fit(
+    image: Image.Image, image_size: int, threshold: int
+) -> tuple[Image.Image, str]:
+    """Return a drawing's ink, black on a white square, and what was done to find it."""
+    grey = _grey(image)
+    if len({*grey.getextrema()}) == 1:  # as white ink on a transparent ground gives
+        grey = _grey(image, "black")
+    darkest, lightest = grey.getextrema()
+    if darkest == lightest:
+        raise ValueError(f"nothing is drawn: every pixel of the picture is {darkest}")
+    done = f"greys of {darkest} to {lightest} stretched"
+    if ImageStat.Stat(grey).median[0] < (darkest + lightest) / 2:
+        grey, done = ImageOps.invert(grey), f"light on dark turned round, {done}"
+    # The ground, at least half of the picture, becomes 255, and half-way to the ink 0.
+    grey = ImageOps.autocontrast(grey, cutoff=(0, 50)).point(lambda v: 2 * v - 255)
+    ink = [255 * (v <= threshold) for v in range(256)]
+    drawing = grey.crop(grey.point(ink).getbbox())
+    done += ", cropped from {} x {} to {} x {} pixels".format(*grey.size, *drawing.size)
+    drawing = ImageOps.expand(drawing, max(drawing.size) // 20, 255)
+    side = (image_size, image_size)
+    if max(drawing.size) < image_size:
+        drawing = ImageOps.contain(drawing, side)
+    # A thin line fills little of a pixel, but more than half of what its neighbours fill.
+    filled = ImageOps.pad(drawing.point(ink), side, Image.Resampling.BOX)
+    most = np.asarray(filled.filter(ImageFilter.MaxFilter(3)))
+    light = np.asarray(filled) <= most // 2
+    return Image.fromarray(255 * light.astype("u1")), done
 
 
 def pack_data(x: Iterable[float], y: Iterable[float]) -> list[float]:
@@ -84,27 +125,40 @@ def image_to_vector(
     image_size: int = IMG_SIZE,
     threshold: int = 50,
     max_points: int = 2500,
+    fit: bool = False,
 ) -> torch.Tensor:
     """Turn a picture into the vector x_0: float32, shape (2N,), [x0, y0, x1, y1, ...].
 
     The N points are those of `scatter_pixels`, scaled as published: with pixels counted
     on a grid of 150, x / 25 - 3 and y / 25 - 2, hence x in [-3, 3) and y in (-2, 4] for
     every image_size. Of more than `max_points` points, that many are kept, evenly spaced
-    in their order, with a UserWarning: the network's memory grows with their square.
+    in their order: the network's memory grows with their square.
+
+    fit: find the drawing first. Light on dark is turned round; greys are stretched, so
+    that the ground's is 255 and half-way to the ink's 0; the picture is cropped to its
+    ink, and thin lines survive the shrinking.
+
+    A UserWarning says what `fit` did, or that the points are more than `max_points` or
+    few: less than 1 % of the pixels.
 
     Raises as `scatter_pixels` does, and ValueError if fewer than 2 pixels are dark.
     """
-    points = np.array(scatter_pixels(img_file, image_size, threshold)).T
-    if len(points) < 2:
-        raise ValueError(
-            f"{img_file}: {len(points)} pixels are as dark as threshold {threshold} "
-            "(0 is black, 255 white), and a cloud needs 2: raise --threshold"
-        )
-    if len(points) > max_points:
-        warnings.warn(
-            f"{len(points)} dark pixels, thinned evenly to max_points = {max_points}",
-            stacklevel=2,
-        )
-        points = points[np.linspace(0, len(points) - 1, max_points).round().astype(int)]
+    image = _read(img_file)
+    if fit:
+        image, done = _fit(image, image_size, threshold)
+    grey = _square(image, image_size)
+    points = np.array(scatter_pixels(grey, image_size, threshold)).T
+    count = len(points)
+    found = f"{count} of {image_size**2} pixels are as dark as threshold {threshold} "
+    found += f"(the darkest is {grey.getextrema()[0]}: try --fit)"
+    if fit:
+        found = f"fit: {done}: {count} points"
+    if count < 2:
+        raise ValueError(f"{img_file!s:.200}: {found}, and a cloud needs 2")
+    if count > max_points:
+        found += f", thinned evenly to max_points = {max_points}"
+        points = points[np.linspace(0, count - 1, max_points).round().astype(int)]
+    if fit or not image_size**2 / 100 <= count <= max_points:
+        warnings.warn(found, stacklevel=2)
     scaled = points * (IMG_SIZE / image_size) / 25 - [3, 2]
     return torch.tensor(pack_data(*scaled.T), dtype=torch.float32)

@@ -75,6 +75,9 @@ def drawing(kind):
         case "16-bit":
             greys = np.asarray(grey).astype(np.uint16) * 257
             return saved(Image.fromarray(greys), "png")
+        case "transparent 16-bit":  # black, which is clear, but for the ink
+            greys = np.where(ink < 128, 0, 257).astype(np.uint16)
+            return saved(Image.fromarray(greys), "png", transparency=0)
         case "transparent":
             return saved(Image.fromarray(clear), "png")
         case "grey and alpha":

@@ -1,14 +1,16 @@
 """Picture, points, vector: orientation, scaling, and the way back."""
 
 import math
+import re
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
 
 from tests.benchmark import published_image_to_vector
 from tests.common import HOMER, drawing, picture, saved, white
@@ -106,7 +108,8 @@ def test_vector_is_float32_whatever_the_default():
 def test_scaling_is_the_published_one():
     grey = white()
     grey[0, 149] = grey[149, 0] = 0
-    vector = image_to_vector(picture(grey))
+    with pytest.warns(UserWarning, match="^2 of 22500 pixels"):
+        vector = image_to_vector(picture(grey))
     assert vector.dtype == torch.float32
     assert vector.tolist() == pytest.approx(
         [0 / 25 - 3, 1 / 25 - 2, 149 / 25 - 3, 150 / 25 - 2]
@@ -142,22 +145,14 @@ def test_transparency_is_white():
     assert scatter_pixels(picture(rgba), image_size=2) == ([0], [2])
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        *("1-bit", "16-bit", "palette", "RGB", "RGBA", "transparent", "grey and alpha"),
-        *(
-            "transparent palette",
-            "jpeg",
-            "JPEG CMYK",
-            "EXIF",
-            "webp",
-            "gif",
-            "animation",
-        ),
-        "bmp",
-    ],
+KINDS = (
+    *("1-bit", "16-bit", "palette", "RGB", "RGBA", "transparent", "grey and alpha"),
+    *("transparent palette", "transparent 16-bit", "jpeg", "JPEG CMYK", "EXIF", "webp"),
+    *("gif", "animation", "bmp"),
 )
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_format_gives_the_same_cloud(kind):
     """Every point of one has a point of the other within one pixel, both ways."""
     clouds = [
@@ -173,14 +168,26 @@ def test_a_file_can_be_read_again():
     assert torch.equal(image_to_vector(file), image_to_vector(file))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pillow_image_is_as_good_as_its_file(kind, tmp_path):
+    path = tmp_path / "picture"
+    path.write_bytes(drawing(kind).getvalue())
+    with Image.open(path) as image:
+        vector = image_to_vector(image)
+        assert torch.equal(vector, image_to_vector(path))
+        assert torch.equal(vector, image_to_vector(image))  # it was left as it was
+        if kind == "animation":
+            image.seek(1)
+
+
 def test_thinning_is_even_reproducible_and_said():
     grey = white()
     grey[:, 40:60] = 0
-    with pytest.warns(UserWarning, match="3000 dark pixels.*max_points = 1000") as told:
+    with pytest.warns(UserWarning, match="^3000 of 22500 .*max_points = 1000$") as told:
         vector = image_to_vector(picture(grey), max_points=1000)
     assert told[0].filename == __file__  # where the call is
     assert len(vector) == 2000
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="the darkest is 0: try --fit"):
         assert torch.equal(image_to_vector(picture(grey), max_points=1000), vector)
     # Of the 500 pixels in each sixth of the bar, a third are left.
     for low in range(-2, 4):
@@ -194,7 +201,7 @@ def test_thinning_keeps_the_first_and_the_last_of_more_points_than_allowed():
     with warnings.catch_warnings(action="error"):
         whole = image_to_vector(picture(grey), 51, max_points=2550)
     assert len(whole) == 2 * 2550
-    with pytest.warns(UserWarning, match="2550.*2500"):
+    with pytest.warns(UserWarning, match="^2550 .*2500$"):
         thinned = image_to_vector(picture(grey), 51)
     assert len(thinned) == 2 * 2500
     with pytest.warns(UserWarning, match="2550.*max_points = 2$"):
@@ -214,3 +221,182 @@ def test_the_data_set():
     points = torch.stack([x, y], dim=1) * 25
     nearest = torch.cdist(points, points).fill_diagonal_(math.inf).amin(dim=1)
     assert nearest.max() < 1.5
+
+
+# One's own drawing
+
+# Lines between corners, of a height of 1, y down.
+HOUSE = (
+    ((0, 1), (0, 0.4), (0.4, 0), (0.8, 0.4), (0.8, 1), (0, 1)),
+    ((0, 0.4), (0.8, 0.4)),
+    ((0.3, 1), (0.3, 0.65), (0.5, 0.65), (0.5, 1)),
+    ((0.65, 0.2), (0.75, 0.05)),
+)
+
+
+def house(ink, paper, side=600, *, at=100, height=400, width=6, mode="RGB"):
+    """A picture of the house, with its upper left corner `at` pixels from the edges."""
+    image = Image.new(mode, (side, side), paper)
+    for line in HOUSE:
+        corners = [(at + height * x, at + height * y) for x, y in line]
+        ImageDraw.Draw(image).line(corners, ink, width)
+    return image
+
+
+def pencil():
+    """Grey lines of uneven pressure on rough paper, in a JPEG file."""
+    rng = np.random.default_rng(0)
+    ink = np.asarray(house(1.0, 0.0, mode="F"))
+    pressure = np.linspace(0.75, 1.25, 600) + rng.normal(0, 0.1, (600, 600))
+    grey = 220 - 80 * ink * pressure + rng.normal(0, 4, (600, 600))
+    return saved(Image.fromarray(grey.clip(0, 255).astype(np.uint8)), "jpeg")
+
+
+def glossy():
+    """Grey paper with a reflection, which is lighter still."""
+    image = house((60, 60, 60), (170, 170, 170))
+    image.paste("white", (500, 500, 560, 560))
+    return image
+
+
+OWN = {
+    "black on white": lambda: house("black", "white"),
+    "blue on white": lambda: house((40, 80, 210), "white"),
+    "yellow on white": lambda: house("yellow", "white"),
+    "pencil": pencil,
+    "glossy paper": glossy,
+    "white on black": lambda: house("white", "black"),
+    "chalk on a board": lambda: house((230, 230, 220), (45, 70, 58)),
+    "white on glass": lambda: house("white", (255, 255, 255, 0), mode="RGBA"),
+    "thin in a large picture": lambda: house(
+        "black", "white", 3000, at=50, height=2900, width=1
+    ),
+    "small in a corner": lambda: house(
+        "black", "white", 1200, at=1150, height=40, width=2
+    ),
+    "as small as it is": lambda: house("black", "white", 42, at=1, height=40, width=2),
+}
+
+
+def fitted(file, **settings):
+    with pytest.warns(UserWarning, match="^fit: "):
+        return image_to_vector(file, fit=True, **settings)
+
+
+def far(some, others):
+    """The largest distance of some points, (N, 2), to the nearest of others."""
+    return torch.cdist(some, others).amin(dim=1).max()
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_fit_finds_a_drawing_whole_and_alone(kind):
+    cloud = fitted(OWN[kind]()).view(-1, 2) * 25  # in pixels
+    low, high = cloud.aminmax(dim=0)
+    middle, height = (low + high) / 2, (high - low)[1]
+    assert (middle - torch.tensor([0, 25])).abs().max() <= 1.5
+    assert 130 <= height <= 140
+    lines = torch.tensor(
+        [
+            [x + u * (x_to - x) - 0.4, 0.5 - y - u * (y_to - y)]
+            for line in HOUSE
+            for (x, y), (x_to, y_to) in pairwise(line)
+            for u in np.linspace(0, 1, 200)
+        ],
+        dtype=torch.float32,
+    )
+    lines = lines * height + middle
+    # A line of 2 pixels in 40 is one of 7 in 140, where the lines are up to 3 thick.
+    wider = 1 if "small" in kind else 0
+    assert far(cloud, lines) < 1.5 + 3 * wider
+    assert far(lines, cloud) < 1.6 + wider
+
+
+@pytest.mark.parametrize(
+    "kind, found",
+    [
+        ("blue on white", r"0 of 22500 .*the darkest is \d\d:"),
+        ("pencil", r"0 of 22500 .*the darkest is 1\d\d:"),
+        ("thin in a large picture", r"0 of 22500 .*the darkest is 2\d\d:"),
+        ("white on glass", "0 of 22500 .*the darkest is 255:"),
+        ("small in a corner", r"0 of 22500 .*the darkest is 1\d\d:"),
+        ("chalk on a board", r"\d of 22500 .*the darkest is \d\d:"),
+        ("white on black", r"2\d{4} of 22500 .*the darkest is 0:"),
+    ],
+)
+def test_what_is_not_found_without_fit_is_told(kind, found):
+    """By an error, or, where some points were found, by a warning."""
+    with (
+        warnings.catch_warnings(action="error"),
+        pytest.raises((ValueError, UserWarning), match=f"{found} try --fit"),
+    ):
+        image_to_vector(OWN[kind]())
+
+
+def test_fit_says_what_it_did():
+    ground = house("white", (20, 20, 20), width=1)
+    message = (
+        "fit: light on dark turned round, greys of 20 to 255 stretched, "
+        r"cropped from 600 x 600 to 321 x 401 pixels: (\d+) points"
+    )
+    with pytest.warns(UserWarning) as told:
+        vector = image_to_vector(ground, fit=True)
+    (warning,) = told
+    assert warning.filename == __file__  # where the call is
+    found = re.fullmatch(message, str(warning.message))
+    assert int(found[1]) == len(vector) / 2
+    with pytest.warns(UserWarning, match="^fit: greys of 0 to 255 stretched, cropped"):
+        image_to_vector(HOMER, fit=True)
+
+
+def test_fit_minds_neither_sign_nor_contrast_nor_paper_nor_size():
+    with Image.open(HOMER) as image:
+        homer = image.convert("L")
+    cloud = fitted(homer)
+    for same in (
+        ImageOps.invert(homer),
+        homer.point(lambda v: 100 + v // 2),
+        ImageOps.expand(homer, 500, 255),
+    ):
+        other = fitted(same)
+        # Greys are whole numbers: a pixel of a hundred may fall on the other side.
+        assert len(other) == pytest.approx(len(cloud), rel=0.02)
+        assert far(other.view(-1, 2), cloud.view(-1, 2)) <= 0.041
+        assert far(cloud.view(-1, 2), other.view(-1, 2)) <= 0.041
+    for side in (400, 1800):
+        other = fitted(homer.resize((side, side))).view(-1, 2)
+        assert far(other, cloud.view(-1, 2)) < 0.09
+        assert far(cloud.view(-1, 2), other) < 0.09
+
+
+@pytest.mark.parametrize("threshold, bars", [(0, 7), (50, 8), (150, 10), (200, 12)])
+def test_fit_stretches_what_the_threshold_is_of(threshold, bars):
+    """0 is half-way from the darkest, 100, to the ground, 200, which is 255."""
+    greys = np.full((150, 150), 200)
+    for k in range(13):
+        greys[10:140, 10 * k + 10 : 10 * k + 14] = 100 + 8 * k
+    x = fitted(picture(greys), threshold=threshold)[0::2].unique()
+    assert (x.diff() > 1.5 / 25).sum() + 1 == bars
+
+
+def test_thinning_after_fit_is_told_in_the_same_line():
+    square = ImageOps.expand(Image.new("L", (80, 80)), 40, 255)
+    message = r"^fit: .* 80 x 80 pixels: 1\d{4} points, thinned .* max_points = 100$"
+    with pytest.warns(UserWarning, match=message) as told:
+        vector = image_to_vector(square, max_points=100, fit=True)
+    assert len(told) == 1 and len(vector) == 200
+
+
+@pytest.mark.parametrize(
+    "image, grey",
+    [
+        (Image.new("L", (30, 30), 255), 255),
+        (Image.new("L", (30, 30), 0), 0),
+        (Image.new("RGB", (30, 30), (90, 90, 90)), 90),
+        (Image.new("RGBA", (30, 30), (90, 90, 90, 0)), 0),
+    ],
+)
+def test_fit_finds_nothing_where_nothing_is_drawn(image, grey):
+    with pytest.raises(
+        ValueError, match=f"nothing is drawn: every pixel .* is {grey}$"
+    ):
+        image_to_vector(image, fit=True)
