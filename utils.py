@@ -138,8 +138,8 @@ def image_to_vector(
     that the ground's is 255 and half-way to the ink's 0; the picture is cropped to its
     ink, and thin lines survive the shrinking.
 
-    A UserWarning says what `fit` did, or that the points are more than `max_points` or
-    few: less than 1 % of the pixels.
+    A UserWarning says what `fit` did, or that the points are suspiciously few or many:
+    less than 1 % or more than half of the pixels, or more than `max_points`.
 
     Raises as `scatter_pixels` does, and ValueError if fewer than 2 pixels are dark.
     """
@@ -158,7 +158,7 @@ def image_to_vector(
     if count > max_points:
         found += f", thinned evenly to max_points = {max_points}"
         points = points[np.linspace(0, count - 1, max_points).round().astype(int)]
-    if fit or not image_size**2 / 100 <= count <= max_points:
+    if fit or not image_size**2 / 100 <= count <= min(image_size**2 / 2, max_points):
         warnings.warn(found, stacklevel=2)
     scaled = points * (IMG_SIZE / image_size) / 25 - [3, 2]
     return torch.tensor(pack_data(*scaled.T), dtype=torch.float32)

@@ -196,16 +196,16 @@ def test_thinning_is_even_reproducible_and_said():
 
 
 def test_thinning_keeps_the_first_and_the_last_of_more_points_than_allowed():
-    grey = white(51)
-    grey[1:] = 0  # 51 columns of 50
+    grey = white(102)
+    grey[:50, :51] = 0
     with warnings.catch_warnings(action="error"):
-        whole = image_to_vector(picture(grey), 51, max_points=2550)
+        whole = image_to_vector(picture(grey), 102, max_points=2550)
     assert len(whole) == 2 * 2550
     with pytest.warns(UserWarning, match="^2550 .*2500$"):
-        thinned = image_to_vector(picture(grey), 51)
+        thinned = image_to_vector(picture(grey), 102)
     assert len(thinned) == 2 * 2500
     with pytest.warns(UserWarning, match="2550.*max_points = 2$"):
-        ends = image_to_vector(picture(grey), 51, max_points=2)
+        ends = image_to_vector(picture(grey), 102, max_points=2)
     assert torch.equal(ends, torch.cat([whole[:2], whole[-2:]]))
 
 
@@ -330,6 +330,20 @@ def test_what_is_not_found_without_fit_is_told(kind, found):
         pytest.raises((ValueError, UserWarning), match=f"{found} try --fit"),
     ):
         image_to_vector(OWN[kind]())
+
+
+@pytest.mark.parametrize(
+    "dark, told", [(224, True), (225, False), (11250, False), (11251, True)]
+)
+def test_few_points_and_many_are_told(dark, told):
+    grey = white()
+    grey.ravel()[:dark] = 0
+    with warnings.catch_warnings(record=True, action="always") as notes:
+        vector = image_to_vector(picture(grey), max_points=11251)
+    assert len(vector) == 2 * dark
+    assert [str(note.message) for note in notes] == told * [
+        f"{dark} of 22500 pixels are as dark as threshold 50 (the darkest is 0: try --fit)"
+    ]
 
 
 def test_fit_says_what_it_did():
