@@ -49,6 +49,9 @@ from diffusion import (
 )
 from utils import IMG_SIZE, image_to_vector, unpack_1d_data
 
+# Bars are for terminals, which is what None means, and for notebooks, which are none.
+BAR = {} if "ipykernel" in sys.modules else {"disable": None}
+
 # Training and sampling
 
 
@@ -103,15 +106,16 @@ def train(
 
     x_start: (D,), on the denoiser's device. decay: let the learning rate fall from lr to
     0 over the run, as half a cosine; False keeps it (published). first_index: 0, or 1 to
-    leave out the chain's last step (published).
+    leave out the chain's last step (published). The denoiser is left in evaluation mode.
     """
+    denoiser.train()
     generator = torch.Generator(x_start.device).manual_seed(seed)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=lr, fused=True)
     scheduler = CosineAnnealingLR(optimizer, T_max=epochs * steps_per_epoch)
     x_start = x_start.expand(batch_size, -1)
     shape = (steps_per_epoch, batch_size)
     losses = []
-    for _ in (bar := trange(epochs, desc="training", disable=None)):
+    for _ in (bar := trange(epochs, desc="training", **BAR)):
         # An epoch's indices at once: bringing them to the CPU makes it wait for a GPU.
         indices = torch.randint(
             first_index, len(alphas), shape, generator=generator, device=x_start.device
@@ -129,7 +133,21 @@ def train(
             total += loss.detach()
         losses.append(total.item() / steps_per_epoch)
         bar.set_postfix(loss=f"{losses[-1]:.4f}")
+    denoiser.eval()
     return losses
+
+
+def forward(x_start: Tensor, alphas: Tensor, *, seed: int = 4) -> Tensor:
+    """Run the forward process; return all its states, x_0 first: (T + 1, D).
+
+    It is one path: each x_t is drawn from q(x_t | x_{t-1}) = N(sqrt(alpha_t) x_{t-1},
+    beta_t I), which is `q_sample` with alpha_t in the place of abar_t. x_start: (D,).
+    """
+    generator = torch.Generator(x_start.device).manual_seed(seed)
+    path = [x_start]
+    for t in range(len(alphas)):
+        path.append(q_sample(path[-1], t, alphas, generator=generator))
+    return torch.stack(path)
 
 
 def sample(
@@ -186,55 +204,52 @@ File = str | os.PathLike[str]
 INK, PAPER = "#000000", "#ffd90f"
 BLENDS = LinearSegmentedColormap.from_list("ink on paper", [INK, PAPER], N=256)
 PALETTE = BLENDS(range(256), bytes=True)[:, :3].tobytes()
-# Wide enough for the cloud of any picture, [-3, 3) x (-2, 4], for N(0, I), and for most
-# of what lies between them.
-X_LIMITS, Y_LIMITS = (-4.2, 4.2), (-3.6, 4.8)
+# Filled by the cloud of a picture, [-3, 3) x (-2, 4], with room for a label below it, and
+# by N(0, I), of which 0.5 % of the points lie outside.
+X_LIMITS, Y_LIMITS = (-3.35, 3.35), (-2.6, 4.1)
 
 
 def save_film(
-    chain: Tensor, path: File, *, fps: float = 24, dpi: int = 120, first_index: int = 0
+    chain: Tensor, labels: Sequence[str], path: File, *, fps: float = 8, dpi: int = 120
 ) -> None:
     """Write the film of a chain, as `animate` gives it, as an animated GIF.
 
     A frame lasts 1 / fps, rounded to the centiseconds of a GIF; the last one is held
     for 1.5 s at least.
     """
-    first, *others = _render(animate(chain, dpi=dpi, first_index=first_index))
+    first, *others = _render(animate(chain, labels, dpi=dpi))
     durations = [10 * round(100 / fps)] * len(chain)
     durations[-1] = max(durations[-1], 1500)
-    more = {"save_all": True, "append_images": others, "duration": durations, "loop": 0}
-    _save(first, path, "gif", **more)
+    _save(first, path, save_all=True, append_images=others, duration=durations, loop=0)
 
 
 def save_strip(
-    chain: Tensor, path: File, *, dpi: int = 120, first_index: int = 0
+    chain: Tensor, labels: Sequence[str], path: File, *, dpi: int = 120
 ) -> None:
     """Write the `strip` of a film as a PNG; a still has two fifths of a frame's side."""
-    _save(strip(chain, dpi=dpi * 2 / 5, first_index=first_index), path, "png")
+    _save(strip(chain, labels, dpi=dpi * 2 / 5), path)
 
 
 def animate(
-    chain: Tensor, *, fps: float = 24, dpi: float = 120, first_index: int = 0
+    chain: Tensor, labels: Sequence[str], *, fps: float = 8, dpi: float = 120
 ) -> ArtistAnimation:
     """Return the film of a chain, one frame of 5 x 5 inches per state.
 
-    In a notebook, `IPython.display.HTML(animate(chain).to_jshtml())` plays it.
+    In a notebook, `IPython.display.HTML(animate(...).to_jshtml())` plays it.
 
-    chain: (states, 2N), its last row x_t with t = first_index.
+    chain: (states, 2N), with one label each.
     """
-    labels = _labels(len(chain), first_index)
     return _animation(chain, labels, 16, dpi, interval=1000 / fps)
 
 
-def strip(chain: Tensor, *, dpi: float = 60, first_index: int = 0) -> Image.Image:
-    """Return ten evenly spaced states of a chain as `stills`, in time order.
-
-    chain and first_index as for `animate`.
-    """
-    kept = np.linspace(0, len(chain) - 1, min(10, len(chain))).round().astype(int)
-    labels = _labels(len(chain), first_index)
-    columns = math.ceil(len(kept) / 2)
-    return stills(chain[kept], [labels[k] for k in kept], columns=columns, dpi=dpi)
+def strip(chain: Tensor, labels: Sequence[str], *, dpi: float = 60) -> Image.Image:
+    """Return ten evenly spaced states of a film, as in `animate`, as `stills`."""
+    pairs = list(zip(chain, labels, strict=True))
+    kept = np.linspace(0, len(pairs) - 1, min(10, len(pairs))).round().astype(int)
+    clouds, labels = zip(*(pairs[k] for k in kept))
+    return stills(
+        torch.stack(clouds), labels, columns=math.ceil(len(kept) / 2), dpi=dpi
+    )
 
 
 def stills(
@@ -283,10 +298,10 @@ def _animation(
         camera = Camera(figure)
         behind = {"facecolor": PAPER, "linewidth": 0, "pad": 2}
         pairs = zip(clouds.tolist(), labels, strict=True)
-        for cloud, label in tqdm(pairs, "drawing", len(clouds), disable=None):
+        for cloud, label in tqdm(pairs, "drawing", len(clouds), delay=1, **BAR):
             points = pd.DataFrame(dict(zip("xy", unpack_1d_data(cloud))))
             sns.scatterplot(points, x="x", y="y", ax=ax, s=8, color=INK, linewidth=0)
-            ax.text(-3.9, 4.5, label, size=size, va="top", color=INK, bbox=behind)
+            ax.text(-3.2, -2.45, label, size=size, color=INK, bbox=behind)
             camera.snap()
         return camera.animate(**options)
 
@@ -299,17 +314,12 @@ def _render(animation: ArtistAnimation) -> list[Image.Image]:
     return frames._frames
 
 
-def _labels(states: int, first_index: int) -> list[str]:
-    """Return the paper's t of each row of a chain, as its label."""
-    return [f"$t = {t}$" for t in reversed(range(first_index, first_index + states))]
-
-
-def _save(picture: Image.Image, path: File, kind: str, **options: object) -> None:
+def _save(picture: Image.Image, path: File, **options: object) -> None:
     """Save beside the target and move into place: it is replaced whole or not at all."""
     target = Path(path).resolve()
-    part = target.with_name(f".{token_hex(8)}.part")
+    part = target.with_name(f".{token_hex(8)}{target.suffix}")  # which tells the format
     try:
-        picture.save(part, kind, **options)
+        picture.save(part, **options)
         part.replace(target)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(target)) from None
@@ -338,7 +348,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         with warnings.catch_warnings(record=True, action="always") as notes:
             x_start = image_to_vector(
-                args.image, args.image_size, args.threshold, args.max_points
+                args.image, args.image_size, args.threshold, args.max_points, args.fit
             )
     except ValueError as error:
         parser.error(str(error))
@@ -370,10 +380,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         seed=args.seed + 1,
     )
     train_s = perf_counter() - began
+    there = forward(x_start, alphas, seed=args.seed + 4)
     chain = sample(
         denoiser,
         alphas,
         len(x_start),
+        x_T=there[-1] if args.both_ways else None,
         variance=args.variance,
         first_index=first_index,
         seed=args.seed + 2,
@@ -399,15 +411,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, value in report.items():
         print(f"{name:<12} {value:.4g}")
     if report["prior_kl"] > 0.1:
-        print(
-            "note: prior_kl is above 0.1: x_T still remembers the picture, but the chain "
-            "starts from pure noise; raise --beta-end (of 30 steps, 0.6 is enough)"
-        )
+        print("note: x_T still remembers the picture: raise --beta-end or --timesteps")
 
-    save_film(chain, args.output, fps=args.fps, dpi=args.dpi, first_index=first_index)
+    times = [*range(args.timesteps, first_index - 1, -1)]
+    if args.both_ways:
+        held = math.ceil(args.timesteps / 4)  # at x_T, for a strip to have it twice
+        chain = torch.cat([there, there[-1:].expand(held, -1), chain])
+        times = [*range(args.timesteps + 1), *[args.timesteps] * held, *times]
+    labels = [f"$t = {t}$" for t in times]
+    save_film(chain, labels, args.output, fps=args.fps, dpi=args.dpi)
     print(f"{'output':<12} {args.output}")
     if args.strip:
-        save_strip(chain, args.strip, dpi=args.dpi, first_index=first_index)
+        save_strip(chain, labels, args.strip, dpi=args.dpi)
         print(f"{'strip':<12} {args.strip}")
 
 
@@ -432,11 +447,15 @@ def _parser() -> argparse.ArgumentParser:
         meaning += f" (default: {default})"
         parser.add_argument(name, default=default, help=meaning, **kind)
 
+    def switch(name: str, meaning: str) -> None:
+        parser.add_argument(name, action="store_true", help=meaning)
+
     count = _number(int, 1, 1_000_000)
     devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     outputs, variances = ["mean", "start", "noise"], ["beta", "posterior"]
-    homer = Path(__file__).with_name("homer.png")
+    homer = Path(__file__).resolve().with_name("homer.png")
     flag("--image", homer, Path, "picture to learn, dark lines on a light ground")
+    switch("--fit", "find the drawing: turn light on dark round, stretch greys, crop")
     flag("--image-size", IMG_SIZE, _number(int, 1, 10_000), "pixels a side to work at")
     flag("--threshold", 50, _number(int, 0, 255), "lightest grey that makes a point")
     flag("--max-points", 2500, _number(int, 2, 1_000_000), "points to keep at most")
@@ -450,17 +469,16 @@ def _parser() -> argparse.ArgumentParser:
     flag("--batch-size", 1, count, "noised states in a training step")
     flag("--lr", 1e-3, _number(float, 1e-12, 1e3), "AdamW's learning rate at first")
     flag("--variance", "beta", variances, "of a step back: beta_t, or beta~_t (exact)")
-    parser.add_argument(
+    switch(
         "--as-published",
-        action="store_true",
-        help="take back what is mended here: leave out index 0, embed index i as row i "
-        "of the position table, keep the learning rate constant",
+        "take back the mends: no index 0, row i embeds index i, constant learning rate",
     )
     flag("--seed", 0, _number(int, 0, 2**32 - 1), "seed of everything random")
     flag("--device", devices[0], devices, "where to compute")
     flag("--output", Path("output.gif"), _file(".gif"), "film to write, a GIF")
     flag("--strip", None, _file(".png"), "picture of ten of its stills to write, a PNG")
-    flag("--fps", 24, _number(float, 0.01, 50), "frames a second, as near as GIF can")
+    switch("--both-ways", "film the forward process too, and go back from its x_T")
+    flag("--fps", 8, _number(float, 0.5, 50), "frames a second, as near as GIF can")
     flag("--dpi", 120, _number(int, 10, 1000), "pixels per inch of 5-inch frames")
     return parser
 

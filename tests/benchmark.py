@@ -191,6 +191,7 @@ def measure(image_size, folder, bar):
     model = Denoising(data_size, len(alphas))
     x_t, chain = torch.randn(data_size), torch.randn(len(alphas) + 1, data_size)
     film = os.path.join(folder, "film.gif")
+    labels = [str(t) for t in range(len(alphas), -1, -1)]
     rows = {}
 
     def row(name, ours, published=None, **more):
@@ -228,7 +229,7 @@ def measure(image_size, folder, bar):
     row("epoch", epoch, STEPS * published, composed=["published"])
     row(
         "film",
-        seconds(lambda: main.save_film(chain, film), 3),
+        seconds(lambda: main.save_film(chain, labels, film), 3),
         seconds(lambda: published_film(chain, film), 3),
     )
     row(

@@ -20,6 +20,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 import main
 from tests.common import HOMER, ROOT, TINY, film
@@ -58,7 +59,7 @@ def test_every_flag_reaches_its_place(tmp_path, monkeypatch):
         monkeypatch.setattr(main, name, recorded)
 
     names = "image_to_vector noise_schedule build_denoiser train sample vb_terms"
-    for name in [*names.split(), "save_film", "save_strip"]:
+    for name in [*names.split(), "forward", "save_film", "save_strip"]:
         record(name)
     output, strip = tmp_path / "film.gif", tmp_path / "strip.png"
     flags = (
@@ -68,13 +69,14 @@ def test_every_flag_reaches_its_place(tmp_path, monkeypatch):
         f"--lr=0.02 --seed=11 --device=cpu --fps=10 --dpi=30 --output={output} "
         f"--strip={strip}"
     )
-    main.main([*flags.split(), "--as-published"])
+    main.main([*flags.split(), "--as-published", "--fit"])
     asked = {
         "image_to_vector": {
             "img_file": HOMER,
             "image_size": 75,
             "threshold": 90,
             "max_points": 60,
+            "fit": True,
         },
         "noise_schedule": {"num_timesteps": 5, "beta_start": 0.01, "beta_end": 0.3},
         "build_denoiser": {
@@ -93,18 +95,69 @@ def test_every_flag_reaches_its_place(tmp_path, monkeypatch):
         },
         "sample": {"variance": "posterior", "first_index": 1, "device": "cpu"},
         "vb_terms": {"variance": "posterior"},
-        "save_film": {"path": output, "fps": 10, "dpi": 30, "first_index": 1},
-        "save_strip": {"path": strip, "dpi": 30, "first_index": 1},
+        "save_film": {"path": output, "fps": 10, "dpi": 30},
+        "save_strip": {"path": strip, "dpi": 30},
     }
     for name, arguments in asked.items():
         assert {key: calls[name][key] for key in arguments} == arguments
-    names = ("build_denoiser", "train", "sample", "vb_terms")
-    assert [calls[name]["seed"] for name in names] == [11, 12, 13, 14]
+    names = ("build_denoiser", "train", "sample", "vb_terms", "forward")
+    assert [calls[name]["seed"] for name in names] == [11, 12, 13, 14, 15]
+    assert calls["sample"]["x_T"] is None
 
     main.main([*TINY.split(), "--output", str(output)])
+    assert calls["image_to_vector"]["fit"] is False
     assert calls["build_denoiser"]["published_embedding"] is False
     assert calls["train"]["decay"] is True
-    assert {calls[n]["first_index"] for n in ("train", "sample", "save_film")} == {0}
+    assert {calls[name]["first_index"] for name in ("train", "sample")} == {0}
+
+
+@pytest.mark.parametrize("published", [[], ["--as-published"]])
+@pytest.mark.parametrize("T", [1, 2, 30])
+def test_both_ways(published, T, tmp_path, monkeypatch, capsys):
+    """The film is the forward process and the way back from its very end."""
+    kept = {}
+
+    def record(name):
+        function = getattr(main, name)
+
+        def recorded(*args, **kwargs):
+            kept[name] = args, function(*args, **kwargs)
+            return kept[name][1]
+
+        monkeypatch.setattr(main, name, recorded)
+
+    for name in ("forward", "sample", "strip", "save_film"):
+        record(name)
+    if published and T == 1:
+        return
+    monkeypatch.chdir(tmp_path)
+    flags = [*TINY.split(), f"--timesteps={T}", *published, "--strip=strip.png"]
+    main.main([*flags, "--both-ways"])
+    (chain, labels, _), _ = kept["save_film"]
+    (x_start, _), there = kept["forward"]
+    _, back = kept["sample"]
+    last = 1 if published else 0
+    held = len(chain) - len(there) - len(back)
+    assert torch.equal(chain[: T + 1], there) and torch.equal(there[0], x_start)
+    assert torch.equal(chain[-len(back) :], back) and torch.equal(back[0], there[-1])
+    assert torch.equal(chain[T : T + held + 2], there[-1].expand(held + 2, -1))
+    there_and_back = [*range(T + 1), *[T] * held, *reversed(range(last, T + 1))]
+    assert labels == [f"$t = {t}$" for t in there_and_back]
+
+    frames, durations = film("output.gif")
+    assert len(frames) == 2 * T + 1 - last
+    expected = [120] * len(frames)
+    expected[T], expected[-1] = 120 * (held + 2), 1500
+    assert durations == expected
+    if T == 30:  # the hold is short, and the strip has its middle there
+        assert 500 < durations[T] < durations[-1]
+        (_, labels), _ = kept["strip"]
+        picked = np.linspace(0, len(labels) - 1, 10).round().astype(int)
+        stills = [labels[k] for k in picked]
+        assert stills[:6] == [f"$t = {t}$" for t in (0, 8, 15, 23, 30, 30)]
+    rmse = (back[-1] - x_start).square().mean().sqrt().item()
+    report = capsys.readouterr().out
+    assert float(re.search(r"rmse +(\S+)", report)[1]) == pytest.approx(rmse, rel=1e-3)
 
 
 def test_report_is_of_this_run(tmp_path, monkeypatch, capsys):
@@ -148,7 +201,7 @@ def test_help_gives_every_flag_its_default(capsys):
         "output=output.gif strip=None image-size=150 threshold=50 max-points=2500 "
         "timesteps=30 beta-start=0.0004 beta-end=0.02 predict=mean variance=beta "
         "hidden=None epochs=20 steps-per-epoch=40 batch-size=1 lr=0.001 seed=0 "
-        "fps=24 dpi=120"
+        "fps=8 dpi=120"
     )
     for flag, default in (pair.split("=") for pair in defaults.split()):
         _, _, after = text.partition(f" --{flag} ")
@@ -168,7 +221,7 @@ def test_help_gives_every_flag_its_default(capsys):
         ("--epochs=1.5", "--epochs: invalid int value: '1.5'"),
         ("--lr=nan", "--lr.*nan"),
         ("--lr=inf", "--lr.*inf"),
-        ("--fps=51", "--fps: must be 0.01 to 50, got 51"),
+        ("--fps=51", "--fps: must be 0.5 to 50, got 51"),
         ("--threshold=256", "--threshold: must be 0 to 255, got 256"),
         ("--seed=-1", "--seed.*-1"),
         ("--seed=99999999999999999999", "--seed: must be 0 to 4294967295"),
@@ -181,7 +234,8 @@ def test_help_gives_every_flag_its_default(capsys):
         ("--image=text.png", "text.png cannot be read.*identify"),
         ("--image=cut.png", "cut.png cannot be read.*truncated"),
         ("--image=folder.gif", "folder.gif cannot be read.*directory"),
-        ("--threshold=0 --image-size=10", "homer.png: 0 pixels.*raise --threshold"),
+        ("--threshold=0 --image-size=10", "homer.png: 0 of 100 .*try --fit"),
+        ("--image=grey.png --fit", "nothing is drawn: .* is 90"),
         ("--output=film.mp4", "--output: must end in .gif, got film.mp4"),
         ("--strip=film.gif", "--strip: must end in .png, got film.gif"),
         ("--output=nowhere/film.gif", "--output: nowhere/film.gif cannot be written"),
@@ -198,6 +252,7 @@ def test_bad_flags_are_refused_in_one_line(
     monkeypatch.chdir(tmp_path)
     Path("folder.gif").mkdir()
     Path("text.png").write_text("no picture")
+    Image.new("L", (9, 9), 90).save("grey.png")
     Path("cut.png").write_bytes(HOMER.read_bytes()[:3000])
     monkeypatch.setattr(main, "train", lambda *a, **k: pytest.fail("training began"))
     with pytest.raises(SystemExit) as stop:
@@ -217,7 +272,7 @@ LIMITS = {
     "threshold": (0, 255),
     "seed": (0, 2**32 - 1),
     "lr": (1e-12, 1e3),
-    "fps": (0.01, 50),
+    "fps": (0.5, 50),
     "dpi": (10, 1000),
 }
 
@@ -296,12 +351,28 @@ def test_what_is_not_permitted_is_refused(flags, message):
 # Failures on the way
 
 
-def test_thinning_is_noted_in_one_line(tmp_path):
-    process = start("--max-points=5", tmp_path)
+@pytest.mark.parametrize(
+    "flags, note",
+    [
+        ("--max-points=5", r"\d+ of 576 pixels are as dark .*, thinned .* = 5"),
+        ("--fit", r"fit: greys of 0 to 255 stretched, cropped .* pixels: \d+ points"),
+        ("--fit --max-points=5", r"fit: .* pixels: \d+ points, thinned .* = 5"),
+    ],
+)
+def test_what_was_done_to_the_picture_is_noted_in_one_line(flags, note, tmp_path):
+    process = start(flags, tmp_path)
     out, err = process.communicate()
     assert process.returncode == 0
-    assert re.fullmatch(r"main\.py: note: \d+ dark pixels, thinned .* = 5\n", err)
-    assert re.search(r"^points +5$", out, re.MULTILINE)
+    assert re.fullmatch(rf"main\.py: note: {note}\n", err)
+    points = re.search(r"^points +(\d+)$", out, re.MULTILINE)[1]
+    assert points == re.findall(r"\d+", err)[-1]
+
+
+def test_the_data_set_is_found_through_a_link(tmp_path):
+    link = tmp_path / "face.py"
+    link.symlink_to(ROOT / "main.py")
+    subprocess.run([sys.executable, link, *TINY.split()], cwd=tmp_path, check=True)
+    assert (tmp_path / "output.gif").exists()
 
 
 @pytest.mark.parametrize(

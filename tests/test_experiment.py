@@ -63,7 +63,7 @@ def test_default_run(tmp_path):
     frames, durations = film(tmp_path / "output.gif")
     assert len(frames) == 31
     assert frames[0].shape == (600, 600, 3)
-    assert durations[:-1] == [40] * 30  # 24 frames per second is 4.17 centiseconds
+    assert durations[:-1] == [120] * 30  # 8 frames per second is 12.5 centiseconds
     assert durations[-1] == 1500
     assert sorted(p.name for p in tmp_path.iterdir()) == ["output.gif", "strip.png"]
 
@@ -71,7 +71,7 @@ def test_default_run(tmp_path):
 def test_start_variant_is_the_example_of_the_readme(tmp_path, monkeypatch):
     """Command line and library give one film, of the same seeds."""
     flags = "--predict=start --beta-end=0.6 --hidden=256 --batch-size=8"
-    report, notes, _ = run(flags + " --fps=8 --output=flags.gif", cwd=tmp_path)
+    report, notes, _ = run(flags + " --output=flags.gif", cwd=tmp_path)
     assert float(report["rmse"]) <= 0.02
     assert float(report["mean_kl"]) <= 0.05
     assert float(report["variance_kl"]) == pytest.approx(1.15, abs=0.005)
@@ -194,6 +194,29 @@ def test_training_learns(predict, rmse):
     assert (chain[-1] - X_START).square().mean().sqrt() < rmse
 
 
+def test_dropout_is_for_training_alone():
+    """It drops while training, whatever was done before, and not while sampling."""
+
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(8))
+            self.dropout = nn.Dropout(0.5)
+            self.dropped = []
+
+        def forward(self, x_t, t):
+            kept = self.dropout(self.weight)
+            self.dropped.append((kept == 0).any().item())
+            return kept * x_t
+
+    denoiser = Dropping().eval()
+    main.train(denoiser, X_START, *SCHEDULE, epochs=1)
+    assert sum(denoiser.dropped) > 30
+    denoiser.dropped.clear()
+    main.sample(denoiser, SCHEDULE[0], 8)
+    assert len(denoiser.dropped) == 8 and not any(denoiser.dropped)
+
+
 def test_parameterisations():
     build = main.build_denoiser
     mean = build("mean", 8, *SCHEDULE)
@@ -216,18 +239,44 @@ def test_random_state_of_the_caller_is_left_alone():
     denoiser = main.build_denoiser("mean", 8, *SCHEDULE)
     main.train(denoiser, X_START, *SCHEDULE, epochs=1)
     main.sample(denoiser, SCHEDULE[0], 8)
+    main.forward(X_START, SCHEDULE[0])
     vb_terms(denoiser, X_START, *SCHEDULE)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_default_seeds_are_those_of_seed_0():
     """Else x_T would be, at batch 8, mostly the noise of the first training step."""
-    functions = (main.build_denoiser, main.train, main.sample, vb_terms)
+    functions = (main.build_denoiser, main.train, main.sample, vb_terms, main.forward)
     seeds = [inspect.signature(f).parameters["seed"].default for f in functions]
-    assert seeds == [0, 1, 2, 3]
+    assert seeds == [0, 1, 2, 3, 4]
 
 
-# Sampling
+# The forward process, and sampling
+
+
+def test_forward_process_is_one_path_of_the_right_law():
+    """A step adds noise of variance beta_t, t of them 1 - abar_t."""
+    alphas, _ = SCHEDULE
+    x_start = torch.randn(40_000)
+    path = main.forward(x_start, alphas)
+    assert path.shape == (9, 40_000)
+    assert torch.equal(path[0], x_start)
+    off = 5 / math.sqrt(40_000)
+    noises = []
+    for t in range(8):
+        alpha, alpha_bar, _ = by_hand(alphas, t)
+        step = path[t + 1] - math.sqrt(alpha) * path[t]
+        noises.append(step / math.sqrt(1 - alpha))
+        steps = path[t + 1] - math.sqrt(alpha_bar) * x_start
+        assert steps.var().item() == pytest.approx(1 - alpha_bar, rel=off * 2**0.5)
+    # The steps' noises are standard normal, and uncorrelated with each other and x_0.
+    together = torch.stack([x_start / x_start.std(), *noises]).double()
+    assert (together[1:].mean(dim=1)).abs().max() < off
+    covariance = together @ together.T / 40_000
+    assert (covariance - torch.eye(9)).abs().max() < off * 2**0.5
+    one, same, other = (main.forward(X_START, alphas, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
 
 
 @pytest.mark.parametrize("variance", ["beta", "posterior"])

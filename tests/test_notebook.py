@@ -30,20 +30,40 @@ def shown(notebook):
     return texts, kinds, numbers
 
 
+def execute(notebook):
+    resources = {"metadata": {"path": str(ROOT)}}
+    NotebookClient(
+        notebook, timeout=300, resources=resources, coalesce_streams=True
+    ).execute()
+
+
 def test_notebook_runs_and_shows_what_is_committed(committed, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")  # as in many containers
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # bars show times
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    resources = {"metadata": {"path": str(ROOT)}}
-    client = NotebookClient(
-        notebook, timeout=300, resources=resources, coalesce_streams=True
-    )
-    client.execute()
+    execute(notebook)
     *what, numbers = shown(notebook)
     *expected, expected_numbers = shown(committed)
     assert what == expected
     # Other machines round otherwise, and training makes the most of it. Two faces that
     # differ by their x_T alone are 1e-5 apart, which is hardly more than rounding.
     assert numbers == pytest.approx(expected_numbers, rel=0.5, abs=1e-4)
+
+
+def test_bars_show_in_a_notebook():
+    lines = (
+        "import main",
+        "schedule = main.noise_schedule()",
+        "denoiser = main.build_denoiser('start', 4, *schedule)",
+        "main.train(denoiser, main.torch.ones(4), *schedule)",
+        "main.stills(main.torch.randn(2, 4), 'ab', dpi=20)",  # too short for a bar
+    )
+    cell = nbformat.v4.new_code_cell("\n".join(lines))
+    execute(nbformat.v4.new_notebook(cells=[cell]))
+    bar, _ = cell.outputs
+    assert bar.name == "stderr"
+    assert re.search(r"training: 100%.* 20/20 .*loss=\d\.\d{4}", bar.text)
+    assert "drawing" not in bar.text
 
 
 def test_figures_of_the_findings_are_those_of_the_notebook(committed):
