@@ -409,7 +409,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not math.isfinite(value):
             raise FloatingPointError(f"{name} is {value}: lower --lr or change betas")
     for name, value in report.items():
-        print(f"{name:<12} {value:.4g}")
+        print(f"{name:<12} {value:.{4 if value % 1 else 7}g}")  # a count is whole
     if report["prior_kl"] > 0.1:
         print("note: x_T still remembers the picture: raise --beta-end or --timesteps")
 
@@ -463,16 +463,13 @@ def _parser() -> argparse.ArgumentParser:
     flag("--beta-start", 4e-4, float, "noise variance of the first step")
     flag("--beta-end", 0.02, float, "noise variance of the last step")
     flag("--predict", "mean", outputs, "the network's output: x_{t-1}'s mean, x_0, eps")
-    flag("--hidden", None, count, "width of the hidden layers; None for that of x_0")
+    flag("--hidden", None, count, "width of the hidden layers; if left out, x_0's")
     flag("--epochs", 20, count, "epochs of training")
     flag("--steps-per-epoch", 40, count, "training steps in an epoch")
     flag("--batch-size", 1, count, "noised states in a training step")
     flag("--lr", 1e-3, _number(float, 1e-12, 1e3), "AdamW's learning rate at first")
     flag("--variance", "beta", variances, "of a step back: beta_t, or beta~_t (exact)")
-    switch(
-        "--as-published",
-        "take back the mends: no index 0, row i embeds index i, constant learning rate",
-    )
+    switch("--as-published", "leave out index 0, embed index i as row i, keep the lr")
     flag("--seed", 0, _number(int, 0, 2**32 - 1), "seed of everything random")
     flag("--device", devices[0], devices, "where to compute")
     flag("--output", Path("output.gif"), _file(".gif"), "film to write, a GIF")

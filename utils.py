@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter, ImageOps, ImageStat
+from PIL import Image, ImageFilter, ImageOps
 
 IMG_SIZE = 150
 """Side in pixels of the square that a picture is resized to. Not given in the source:
@@ -77,21 +77,24 @@ def _fit(
         grey = _grey(image, "black")
     darkest, lightest = grey.getextrema()
     if darkest == lightest:
-        raise ValueError(f"nothing is drawn: every pixel of the picture is {darkest}")
-    done = f"greys of {darkest} to {lightest} stretched"
-    if ImageStat.Stat(grey).median[0] < (darkest + lightest) / 2:
-        grey, done = ImageOps.invert(grey), f"light on dark turned round, {done}"
-    # The ground, at least half of the picture, becomes 255, and half-way to the ink 0.
-    grey = ImageOps.autocontrast(grey, cutoff=(0, 50)).point(lambda v: 2 * v - 255)
-    ink = [255 * (v <= threshold) for v in range(256)]
-    drawing = grey.crop(grey.point(ink).getbbox())
-    done += ", cropped from {} x {} to {} x {} pixels".format(*grey.size, *drawing.size)
+        raise ValueError(f"nothing is drawn: every pixel is of grey {darkest}")
+    pixels = np.asarray(grey)
+    rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    ground = max(np.median(pixels), np.median(rim))  # dark if both of them are
+    ink = max(darkest, lightest, key=lambda v: abs(v - ground))
+    halfway = (ground + ink) / 2
+    grey = grey.point(lambda v: 255 * (v - halfway) / (ground - halfway))
+    is_ink = [255 * (v <= threshold) for v in range(256)]
+    drawing = grey.crop(grey.point(is_ink).getbbox())
+    done = "light on dark turned round, " if ink > ground else ""
+    done += f"greys of {darkest} to {lightest} stretched, cropped from "
+    done += "{} x {} to {} x {} pixels".format(*grey.size, *drawing.size)
     drawing = ImageOps.expand(drawing, max(drawing.size) // 20, 255)
     side = (image_size, image_size)
     if max(drawing.size) < image_size:
         drawing = ImageOps.contain(drawing, side)
     # A thin line fills little of a pixel, but more than half of what its neighbours fill.
-    filled = ImageOps.pad(drawing.point(ink), side, Image.Resampling.BOX)
+    filled = ImageOps.pad(drawing.point(is_ink), side, Image.Resampling.BOX)
     most = np.asarray(filled.filter(ImageFilter.MaxFilter(3)))
     light = np.asarray(filled) <= most // 2
     return Image.fromarray(255 * light.astype("u1")), done
@@ -132,14 +135,12 @@ def image_to_vector(
     The N points are those of `scatter_pixels`, scaled as published: with pixels counted
     on a grid of 150, x / 25 - 3 and y / 25 - 2, hence x in [-3, 3) and y in (-2, 4] for
     every image_size. Of more than `max_points` points, that many are kept, evenly spaced
-    in their order: the network's memory grows with their square.
+    in their order: the published network's memory grows with their square.
 
     fit: find the drawing first. Light on dark is turned round; greys are stretched, so
     that the ground's is 255 and half-way to the ink's 0; the picture is cropped to its
-    ink, and thin lines survive the shrinking.
-
-    A UserWarning says what `fit` did, or that the points are suspiciously few or many:
-    less than 1 % or more than half of the pixels, or more than `max_points`.
+    ink, and thin lines survive the shrinking. A UserWarning says what was done, as one
+    does without `fit` where few pixels are dark (under 1 %) or many (over half).
 
     Raises as `scatter_pixels` does, and ValueError if fewer than 2 pixels are dark.
     """
@@ -153,6 +154,8 @@ def image_to_vector(
     found += f"(the darkest is {grey.getextrema()[0]}: try --fit)"
     if fit:
         found = f"fit: {done}: {count} points"
+        if count < image_size**2 / 100:
+            found += ", which is few: crop to the drawing, or raise --threshold"
     if count < 2:
         raise ValueError(f"{img_file!s:.200}: {found}, and a cloud needs 2")
     if count > max_points:

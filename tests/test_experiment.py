@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_start_variant_is_the_example_of_the_readme(tmp_path, monkeypatch):
     schedule = names["alphas"], names["alpha_bars"]
     _, mean_kl = vb_terms(names["denoiser"], names["x_start"], *schedule)
     assert mean_kl.sum().item() == pytest.approx(float(report["mean_kl"]), rel=1e-3)
-    assert film("output.gif")[1] == film("flags.gif")[1]
+    assert Path("output.gif").read_bytes() == Path("flags.gif").read_bytes()
 
 
 # Training

@@ -23,6 +23,8 @@ def test_frames_are_the_states(tmp_path):
     main.save_film(chain, ["one", "two"], tmp_path / "film.gif", fps=10, dpi=40)
     frames, durations = film(tmp_path / "film.gif")
     assert durations == [100, 1500]
+    with Image.open(tmp_path / "film.gif") as gif:
+        assert gif.info["loop"] == 0  # for ever
     for frame, y in zip(frames, (3.0, -2.0)):
         dark = frame.sum(axis=2) < 300
         low, high = main.X_LIMITS
@@ -105,9 +107,11 @@ def test_strip_holds_the_stills_in_time_order(tmp_path):
 
 
 def test_a_film_can_be_played_in_a_notebook():
-    page = main.animate(torch.randn(3, 8), list("abc"), dpi=20).to_jshtml()
-    assert page.count("data:image/png;base64") == 3
-    assert "125" in page  # milliseconds a frame
+    for settings, milliseconds in (({}, 125), ({"fps": 5}, 200)):
+        film = main.animate(torch.randn(3, 8), list("abc"), dpi=20, **settings)
+        page = film.to_jshtml()
+        assert page.count("data:image/png;base64") == 3
+        assert f"slider_id, {milliseconds}.0," in page
     strip = main.strip(torch.randn(3, 8), list("abc"), dpi=20)
     assert strip.size == (2 * 100 + 2, 2 * 100 + 2)
 
@@ -127,7 +131,7 @@ def test_settings_of_the_caller_do_not_reach_the_film(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fps, duration", [(24, 40), (50, 20), (30, 30), (7, 140), (0.5, 2000)]
+    "fps, duration", [(24, 40), (50, 20), (30, 30), (15, 70), (7, 140), (0.5, 2000)]
 )
 def test_frame_rate_is_the_nearest_a_gif_has(tmp_path, fps, duration):
     path = tmp_path / "film.gif"
