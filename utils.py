@@ -139,8 +139,8 @@ def image_to_vector(
 
     fit: find the drawing first. Light on dark is turned round; greys are stretched, so
     that the ground's is 255 and half-way to the ink's 0; the picture is cropped to its
-    ink, and thin lines survive the shrinking. A UserWarning says what was done, as one
-    does without `fit` where few pixels are dark (under 1 %) or many (over half).
+    ink, and thin lines survive the shrinking. A UserWarning says what was done; without
+    `fit`, one names few points (under 1 % of the pixels) and many (half, `max_points`).
 
     Raises as `scatter_pixels` does, and ValueError if fewer than 2 pixels are dark.
     """
