@@ -247,9 +247,8 @@ def strip(chain: Tensor, labels: Sequence[str], *, dpi: float = 60) -> Image.Ima
     pairs = list(zip(chain, labels, strict=True))
     kept = np.linspace(0, len(pairs) - 1, min(10, len(pairs))).round().astype(int)
     clouds, labels = zip(*(pairs[k] for k in kept))
-    return stills(
-        torch.stack(clouds), labels, columns=math.ceil(len(kept) / 2), dpi=dpi
-    )
+    columns = math.ceil(len(kept) / 2)
+    return stills(torch.stack(clouds), labels, columns=columns, dpi=dpi)
 
 
 def stills(

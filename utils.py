@@ -149,19 +149,22 @@ def image_to_vector(
         image, done = _fit(image, image_size, threshold)
     grey = _square(image, image_size)
     points = np.array(scatter_pixels(grey, image_size, threshold)).T
-    count = len(points)
-    found = f"{count} of {image_size**2} pixels are as dark as threshold {threshold} "
-    found += f"(the darkest is {grey.getextrema()[0]}: try --fit)"
+    count, pixels = len(points), image_size**2
+    few, many = count < pixels / 100, count > min(pixels / 2, max_points)
     if fit:
-        found = f"fit: {done}: {count} points"
-        if count < image_size**2 / 100:
-            found += ", which is few: crop to the drawing, or raise --threshold"
+        advice = (
+            ", which is few: crop to the drawing, or raise --threshold" if few else ""
+        )
+        found = f"fit: {done}: {count} points{advice}"
+    else:
+        found = f"{count} of {pixels} pixels are as dark as threshold {threshold} "
+        found += f"(the darkest is {grey.getextrema()[0]}: try --fit)"
     if count < 2:
         raise ValueError(f"{img_file!s:.200}: {found}, and a cloud needs 2")
     if count > max_points:
         found += f", thinned evenly to max_points = {max_points}"
         points = points[np.linspace(0, count - 1, max_points).round().astype(int)]
-    if fit or not image_size**2 / 100 <= count <= min(image_size**2 / 2, max_points):
+    if fit or few or many:
         warnings.warn(found, stacklevel=2)
     scaled = points * (IMG_SIZE / image_size) / 25 - [3, 2]
     return torch.tensor(pack_data(*scaled.T), dtype=torch.float32)

@@ -28,6 +28,27 @@ from tests.common import HOMER, ROOT, TINY, film
 posix = pytest.mark.skipif(os.name != "posix", reason="no limits, modes, signals")
 
 
+def recorded(monkeypatch, *names):
+    """What functions of main are given, and what they return, in their last calls."""
+    given, returned = {}, {}
+
+    def record(name):
+        function = getattr(main, name)
+
+        def recording(*args, **kwargs):
+            bound = inspect.signature(function).bind(*args, **kwargs)
+            bound.apply_defaults()
+            given[name] = bound.arguments
+            returned[name] = function(*args, **kwargs)
+            return returned[name]
+
+        monkeypatch.setattr(main, name, recording)
+
+    for name in names:
+        record(name)
+    return given, returned
+
+
 @pytest.mark.parametrize("predict", ["mean", "start", "noise"])
 @pytest.mark.parametrize("published", [[], ["--as-published"]])
 def test_film_is_reproducible(tmp_path, predict, published):
@@ -45,22 +66,9 @@ def test_film_is_reproducible(tmp_path, predict, published):
 
 def test_every_flag_reaches_its_place(tmp_path, monkeypatch):
     """Each call that main makes, with what it was given, against what was asked."""
-    calls = {}
-
-    def record(name):
-        function = getattr(main, name)
-
-        def recorded(*args, **kwargs):
-            bound = inspect.signature(function).bind(*args, **kwargs)
-            bound.apply_defaults()
-            calls[name] = bound.arguments
-            return function(*args, **kwargs)
-
-        monkeypatch.setattr(main, name, recorded)
-
     names = "image_to_vector noise_schedule build_denoiser train sample vb_terms"
-    for name in [*names.split(), "forward", "save_film", "save_strip"]:
-        record(name)
+    names = [*names.split(), "forward", "save_film", "save_strip"]
+    calls, _ = recorded(monkeypatch, *names)
     output, strip = tmp_path / "film.gif", tmp_path / "strip.png"
     flags = (
         f"--image={HOMER} --image-size=75 --threshold=90 --max-points=60 "
@@ -70,6 +78,7 @@ def test_every_flag_reaches_its_place(tmp_path, monkeypatch):
         f"--strip={strip}"
     )
     main.main([*flags.split(), "--as-published", "--fit"])
+    labels = [f"$t = {t}$" for t in (5, 4, 3, 2, 1)]
     asked = {
         "image_to_vector": {
             "img_file": HOMER,
@@ -95,8 +104,8 @@ def test_every_flag_reaches_its_place(tmp_path, monkeypatch):
         },
         "sample": {"variance": "posterior", "first_index": 1, "device": "cpu"},
         "vb_terms": {"variance": "posterior"},
-        "save_film": {"path": output, "fps": 10, "dpi": 30},
-        "save_strip": {"path": strip, "dpi": 30},
+        "save_film": {"labels": labels, "path": output, "fps": 10, "dpi": 30},
+        "save_strip": {"labels": labels, "path": strip, "dpi": 30},
     }
     for name, arguments in asked.items():
         assert {key: calls[name][key] for key in arguments} == arguments
@@ -116,25 +125,14 @@ def test_every_flag_reaches_its_place(tmp_path, monkeypatch):
 )
 def test_both_ways(T, published, tmp_path, monkeypatch, capsys):
     """The film is the forward process and the way back from its very end."""
-    kept = {}
-
-    def record(name):
-        function = getattr(main, name)
-
-        def recorded(*args, **kwargs):
-            kept[name] = args, function(*args, **kwargs)
-            return kept[name][1]
-
-        monkeypatch.setattr(main, name, recorded)
-
-    for name in ("forward", "sample", "strip", "save_film"):
-        record(name)
+    names = ("forward", "sample", "strip", "save_film")
+    given, returned = recorded(monkeypatch, *names)
     monkeypatch.chdir(tmp_path)
     flags = [*TINY.split(), f"--timesteps={T}", *published, "--strip=strip.png"]
     main.main([*flags, "--both-ways"])
-    (chain, labels, _), _ = kept["save_film"]
-    (x_start, _), there = kept["forward"]
-    _, back = kept["sample"]
+    chain, labels = given["save_film"]["chain"], given["save_film"]["labels"]
+    x_start, there = given["forward"]["x_start"], returned["forward"]
+    back = returned["sample"]
     last = 1 if published else 0
     held = len(chain) - len(there) - len(back)
     assert torch.equal(chain[: T + 1], there) and torch.equal(there[0], x_start)
@@ -150,7 +148,7 @@ def test_both_ways(T, published, tmp_path, monkeypatch, capsys):
     assert durations == expected
     if T == 30:  # the hold is short, and the strip has its middle there
         assert 500 < durations[T] < durations[-1]
-        (_, labels), _ = kept["strip"]
+        labels = given["strip"]["labels"]
         picked = np.linspace(0, len(labels) - 1, 10).round().astype(int)
         stills = [labels[k] for k in picked]
         assert stills[:6] == [f"$t = {t}$" for t in (0, 8, 15, 23, 30, 30)]
@@ -169,19 +167,8 @@ def test_a_count_is_reported_whole(tmp_path, monkeypatch, capsys):
 
 def test_report_is_of_this_run(tmp_path, monkeypatch, capsys):
     """The figures are those of the chain and the denoiser of the run."""
-    kept = {}
-
-    def kept_as(name):
-        function = getattr(main, name)
-
-        def keeping(*args, **kwargs):
-            kept[name] = function(*args, **kwargs)
-            return kept[name]
-
-        monkeypatch.setattr(main, name, keeping)
-
-    for name in ("image_to_vector", "train", "sample", "vb_terms", "prior_kl"):
-        kept_as(name)
+    names = ("image_to_vector", "train", "sample", "vb_terms", "prior_kl")
+    _, kept = recorded(monkeypatch, *names)
     main.main([*TINY.split(), "--output", str(tmp_path / "film.gif")])
     printed = capsys.readouterr().out.splitlines()
     report = dict(row.split() for row in printed if not row.startswith("note:"))
