@@ -152,10 +152,8 @@ def image_to_vector(
     count, pixels = len(points), image_size**2
     few, many = count < pixels / 100, count > min(pixels / 2, max_points)
     if fit:
-        advice = (
-            ", which is few: crop to the drawing, or raise --threshold" if few else ""
-        )
-        found = f"fit: {done}: {count} points{advice}"
+        tip = ", which is few: crop to the drawing, or raise --threshold" if few else ""
+        found = f"fit: {done}: {count} points{tip}"
     else:
         found = f"{count} of {pixels} pixels are as dark as threshold {threshold} "
         found += f"(the darkest is {grey.getextrema()[0]}: try --fit)"
