@@ -1,0 +1,163 @@
+"""What one looks at: clouds, films, fields and paths, on the axes of `main.py`'s film."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from comparison.data import Points
+from comparison.predictors import Predictor
+from main import INK, PAPER, X_LIMITS, Y_LIMITS, stills
+
+GREY = "#a38a00"
+GAP = 4  # pixels between stills of 240
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"]
+
+
+def panels(rows: int, columns: int, side: float = 2.0) -> tuple[Figure, np.ndarray]:
+    """Return a figure of square panels, on the axes of `main.py`'s film, and its axes."""
+    # Outside pyplot and the caller's settings: no window opens, and no backend changes.
+    with style.context("default"):
+        figure = Figure(
+            figsize=(side * columns, side * 1.12 * rows), layout="constrained"
+        )
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.set(xlim=X_LIMITS, ylim=Y_LIMITS, aspect="equal", facecolor=PAPER)
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    return figure, axes
+
+
+def in_main_units(x: Tensor, law: Points) -> Tensor:
+    """Return normalised points, (..., 2), where `main.py` draws them."""
+    return law.centre + law.scale * x.cpu()
+
+
+def draw_cloud(
+    ax: Axes,
+    cloud: Tensor,
+    law: Points,
+    title: str = "",
+    color: str = INK,
+    s: float = 2,
+) -> None:
+    """Draw normalised points, (n, 2), with a title above."""
+    x, y = in_main_units(cloud, law).T.tolist()
+    points = pd.DataFrame({"x": x, "y": y})
+    sns.scatterplot(points, x="x", y="y", ax=ax, s=s, color=color, linewidth=0)
+    ax.set(xlabel=None, ylabel=None)
+    ax.set_title(title, size=9)
+
+
+def save_clouds(
+    columns: Sequence[Sequence[tuple[str, Tensor]]], law: Points, path: Path
+) -> None:
+    """Write a PNG of columns of titled clouds, (n, 2) each, in bands of nine columns."""
+    wide, high = min(9, len(columns)), max(map(len, columns))
+    bands = math.ceil(len(columns) / wide)
+    figure, axes = panels(bands * high, wide)
+    for k, column in enumerate(columns):
+        for row, (title, cloud) in enumerate(column):
+            ax = axes[k // wide * high + row, k % wide]
+            draw_cloud(ax, cloud, law, title)
+    for ax in axes.flat:
+        if not ax.collections:
+            ax.set_axis_off()
+    figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.05)
+
+
+def save_film(
+    paths: dict[str, Tensor], law: Points, path: Path, *, frames: int = 48
+) -> None:
+    """Write a GIF of several samplers' states side by side, each from its start to its end.
+
+    paths: by title, (states, n, 2). A state of more than unit variance is drawn reduced to
+    it, as the network sees it.
+    """
+    clouds, labels = [], []
+    for share in np.linspace(0, 1, frames):
+        for title, states in paths.items():
+            k = round(share * (len(states) - 1))
+            x = states[k] / states[k].std().clamp(min=1)
+            clouds.append(in_main_units(x, law).flatten())
+            labels.append(f"{title}: {k}")
+    sheet = stills(torch.stack(clouds), labels, columns=len(paths), dpi=48)
+    # Each row of the sheet is a frame.
+    high = (sheet.height + GAP) // frames
+    first, *others = [
+        sheet.crop((0, k * high, sheet.width, (k + 1) * high - GAP)).quantize(32)
+        for k in range(frames)
+    ]
+    durations = [100] * (frames - 1) + [2000]
+    first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
+
+
+def save_field(predictors: dict[str, Predictor], law: Points, path: Path) -> None:
+    """Write a PNG of the score at four noise levels, a row for each predictor.
+
+    An arrow leads from x_t to E[x_0 | x_t], (29): it is noise^2 times the score, where
+    signal is 1, shortened to a third.
+    """
+    noises = (2.0, 0.7, 0.2, 0.05)
+    x, y = (torch.linspace(low, high, 25)[1:-1] for low, high in (X_LIMITS, Y_LIMITS))
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).view(-1, 2)
+    inside = (grid - law.centre) / law.scale
+    figure, axes = panels(len(predictors), len(noises), side=3)
+    for (name, predictor), row in zip(predictors.items(), axes):
+        for noise, ax in zip(noises, row):
+            title = f"{name}, $\\sigma$ = {noise:g}"
+            draw_cloud(ax, law.data, law, title, color=GREY, s=3)
+            eps = predictor(inside, inside.new_ones(()), inside.new_tensor(noise))
+            arrows = (-noise * eps * law.scale).T
+            ax.quiver(
+                *grid.T, *arrows, color=INK, angles="xy", scale_units="xy", scale=3
+            )
+    figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.05)
+
+
+def save_paths(paths: dict[str, Tensor], law: Points, path: Path) -> None:
+    """Write a PNG of a few states' ways back, (states, n, 2) by title, over the drawing."""
+    figure, axes = panels(1, len(paths), side=4.5)
+    for (title, states), ax in zip(paths.items(), axes.flat):
+        draw_cloud(ax, law.data, law, title, color=GREY, s=5)
+        ways = in_main_units(states, law).transpose(0, 1)
+        for color, way in zip(COLOURS * len(ways), ways):
+            ax.plot(*way.T, color=color, linewidth=0.7)
+            ax.plot(*way[-1], "o", color=color, markersize=6, markeredgecolor=INK)
+    figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.05)
+
+
+def save_half(
+    seen: Tensor, unseen: Tensor, clouds: dict[str, Tensor], law: Points, path: Path
+) -> None:
+    """Write a PNG of the points seen and unseen in training, and of clouds, by title."""
+    figure, axes = panels(1, 1 + len(clouds), side=4.5)
+    for cloud, color in ((seen, INK), (unseen, COLOURS[1])):
+        draw_cloud(axes[0, 0], cloud, law, "points: seen (black), unseen", color, s=7)
+    for (title, cloud), ax in zip(clouds.items(), axes.flat[1:]):
+        draw_cloud(ax, cloud, law, title, s=3)
+    for ax in axes.flat:  # the head's right side, where strokes can be told
+        ax.set(xlim=(-0.6, 2.4), ylim=(-0.6, 2.4))
+    figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.05)
+
+
+def save_mixture(clouds: dict[str, Tensor], path: Path) -> None:
+    """Write a PNG of clouds, (n, 2) by title, on the axes of the survey's figure 25."""
+    figure, axes = panels(1, len(clouds), side=3)
+    for (title, cloud), ax in zip(clouds.items(), axes.flat):
+        ax.plot(*cloud.T, ".", color=INK, markersize=1.5)
+        ax.set(xlim=(-10, 10), ylim=(-10, 10))
+        ax.set_title(title, size=10)
+    figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.05)

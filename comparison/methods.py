@@ -1,0 +1,265 @@
+"""The rows of the table: each method is a process, a sampler and a start.
+
+A method runs with the exact score of the data, which shows what the sampler loses, and with
+a network that was trained on them, which shows what learning loses.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from comparison.data import Points
+from comparison.measures import frechet, share_near, sliced
+from comparison.networks import PointNetwork
+from comparison.predictors import (
+    Exact,
+    Predictor,
+    best_variance,
+    clipped,
+    from_hybrid,
+    learned_variance,
+)
+from comparison.processes import (
+    Process,
+    cosine,
+    geometric,
+    kept_rows,
+    linear,
+    respaced,
+    ve_sde,
+    vp_sde,
+)
+from comparison.samplers import (
+    ddim,
+    ddpm,
+    euler_maruyama,
+    langevin,
+    last,
+    predictor_corrector,
+    probability_flow,
+)
+
+# The methods
+
+
+class Method(NamedTuple):
+    """A way back: a row of the table for each predictor.
+
+    own: the network that its paper trains, of `RECIPES`. box: it starts uniform in a box of
+    half-side noise_T, not from N(0, noise_T^2 I). clip: a network's estimate of x_0 is kept
+    in the data's box. learns_variance: its variance is the predictor's own.
+    """
+
+    name: str
+    steps: str
+    process: Process
+    sampler: Callable[..., Iterator[Tensor]]
+    own: str = "simple"
+    box: bool = False
+    clip: bool = False
+    learns_variance: bool = False
+
+    def network(self, own: bool) -> str:
+        """Return the name of the network to take, of `RECIPES`."""
+        return self.own if own or self.learns_variance else "simple"
+
+
+def methods() -> list[Method]:
+    """Return all methods, in the order of the table."""
+    ddpm_posterior = partial(ddpm, variance="posterior")
+    ddpm_kept_alphas = partial(ddpm, rows=kept_rows(1000, 50).tolist())
+
+    def flow(*args: object, generator: torch.Generator) -> Iterator[Tensor]:
+        return probability_flow(*args)
+
+    def spaced(kept: int) -> Process:
+        return respaced(linear(), kept)
+
+    cosine_options = {"own": "cosine", "clip": True}
+    langevin_options = {"own": "geometric", "box": True}
+    denoised = partial(langevin, denoise=True)
+    return [
+        Method("ddpm-linear", "1000", linear(), ddpm),
+        Method("ddpm-linear", "50", spaced(50), ddpm),
+        Method("ddpm-posterior", "50", spaced(50), ddpm_posterior),
+        Method("ddpm-learned", "50", spaced(50), ddpm, "hybrid", learns_variance=True),
+        Method("ddpm-kept-alphas", "50", linear(), ddpm_kept_alphas),
+        Method("ddpm-cosine", "1000", cosine(), ddpm, **cosine_options),
+        Method("ddpm-cosine", "50", respaced(cosine(), 50), ddpm, **cosine_options),
+        Method("ddim-linear", "1000", linear(), ddim),
+        Method("ddim-linear", "50", spaced(50), ddim),
+        Method("ddim-linear", "20", spaced(20), ddim),
+        Method("ddim-linear", "10", spaced(10), ddim),
+        Method("ddim-cosine", "50", respaced(cosine(), 50), ddim, **cosine_options),
+        Method("langevin", "10 x 100", geometric(), langevin, **langevin_options),
+        Method(
+            "langevin-denoised", "10 x 100", geometric(), denoised, **langevin_options
+        ),
+        Method("ve-pc", "200", ve_sde(), predictor_corrector, "ve"),
+        Method("vp-em", "1000", vp_sde(), euler_maruyama, "vp"),
+        Method("flow", "18", linear(), flow, "vp"),
+    ]
+
+
+FILMED = [
+    ("ddpm-linear", "1000"),
+    ("ddim-linear", "50"),
+    ("langevin", "10 x 100"),
+    ("ve-pc", "200"),
+]
+NAMES = ["noise", "floor", *dict.fromkeys(method.name for method in methods())]
+
+
+class Counted:
+    """A predictor that counts its calls."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor, self.calls = predictor, 0
+
+    def __call__(self, x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+        self.calls += 1
+        return self.predictor(x_t, signal, noise)
+
+
+def seeded(law: Points, seed: int) -> torch.Generator:
+    """Return a generator on the law's device."""
+    return torch.Generator(law.data.device).manual_seed(seed)
+
+
+def draw_noise(law: Points, samples: int, generator: torch.Generator) -> Tensor:
+    """Draw from N(0, I), the ceiling of every measure, and most samplers' start."""
+    like = {"generator": generator, "device": law.data.device}
+    return torch.randn(samples, law.data.shape[1], **like)
+
+
+def draw_floor(law: Points, samples: int, generator: torch.Generator) -> Tensor:
+    """Draw from the law itself, the floor of every measure."""
+    like = {"generator": generator, "device": law.data.device}
+    return law.data[torch.randint(len(law.data), (samples,), **like)]
+
+
+def states(
+    method: Method,
+    law: Points,
+    samples: int,
+    seed: int,
+    network: PointNetwork | None = None,
+) -> tuple[Counted, Iterator[Tensor]]:
+    """Return the predictor and the states, (samples, 2) each, of a method.
+
+    network: None for the exact predictor.
+    """
+    options = {"generator": seeded(law, seed)}
+    predictor = Exact(law.data) if network is None else network
+    if method.clip and network:
+        predictor = clipped(predictor, *law.data.aminmax(dim=0))
+    if method.learns_variance and network:
+        options["variance"] = learned_variance(network, method.process)
+        predictor = from_hybrid(network)
+    elif method.learns_variance:
+        options["variance"] = best_variance(predictor, method.process)
+    x_T = draw_noise(law, samples, options["generator"])
+    if method.box:
+        x_T = 2 * torch.special.ndtr(x_T) - 1
+    x_T = method.process.noise[-1].item() * x_T
+    counted = Counted(predictor)
+    return counted, method.sampler(counted, method.process, x_T, **options)
+
+
+def film_states(
+    law: Points,
+    samples: int,
+    seed: int,
+    network_of: Callable[[str], PointNetwork],
+    own: bool = False,
+) -> dict[str, Tensor]:
+    """Return all states, (states, samples, 2), of the methods of `FILMED`, learned."""
+    paths = {}
+    for method in methods():
+        if (method.name, method.steps) in FILMED:
+            network = network_of(method.network(own))
+            _, path = states(method, law, samples, seed, network)
+            paths[method.name] = torch.stack([*path])
+    return paths
+
+
+# The table
+
+
+class Row(NamedTuple):
+    """A row of the table: shares in per cent, distances in pixels and their squares."""
+
+    method: str
+    predictor: str
+    steps: str
+    evaluations: int
+    on_drawing: float
+    covered: float
+    sliced: float
+    frechet: float
+    seconds: float
+
+    def __str__(self) -> str:
+        *words, evaluations, on_drawing, covered, area, frechet_px2, seconds = self
+        cells = [*words, f"{evaluations}", f"{on_drawing:.1f}", f"{covered:.1f}"]
+        cells += [f"{area:.2f}", f"{frechet_px2:.2f}", f"{seconds:.1f}"]
+        return f"| {' | '.join(cells)} |"
+
+
+HEAD = f"| {' | '.join(Row._fields).replace('_', ' ')} |\n|{'---|' * len(Row._fields)}"
+
+
+def measures(samples: Tensor, law: Points) -> tuple[float, float, float, float]:
+    """Return on drawing and covered, in per cent, sliced in px and frechet in px^2."""
+    if not samples.isfinite().all():  # a network that was hardly trained may explode
+        return 0.0, 0.0, math.nan, math.nan
+    samples, data = samples / law.pixel, law.data / law.pixel
+    shares = share_near(samples, data), share_near(data, samples)
+    return *(100 * s for s in shares), sliced(samples, data), frechet(samples, data)
+
+
+def table(
+    law: Points,
+    names: Sequence[str],
+    samples: int,
+    seed: int,
+    network_of: Callable[[str], PointNetwork],
+    own: bool = False,
+) -> Iterator[tuple[Row, Tensor]]:
+    """Yield each row and its samples, (samples, 2).
+
+    network_of: returns the network of a name of `RECIPES`. own: take the network that a
+    method's paper trains; else one of L_simple on `linear`, which the level tells all that
+    it needs. Every row starts from the same seed, so that rows differ by less than seeds.
+    """
+    for name, draw in (("noise", draw_noise), ("floor", draw_floor)):
+        if name in names:
+            drawn = draw(law, samples, seeded(law, seed))
+            yield Row(name, "-", "-", 0, *measures(drawn, law), 0.0), drawn
+    for method in methods():
+        for kind in ("exact", "learned") if method.name in names else ():
+            network = network_of(method.network(own)) if kind == "learned" else None
+            clip = ", clipped" if method.clip and network else ""
+            began = perf_counter()
+            predictor, path = states(method, law, samples, seed, network)
+            drawn = last(path)
+            seconds = perf_counter() - began
+            columns = method.name, kind + clip, method.steps, predictor.calls
+            yield Row(*columns, *measures(drawn, law), seconds), drawn
+
+
+def grouped(pairs: Iterable[tuple[Row, Tensor]]) -> list[list[tuple[str, Tensor]]]:
+    """Return titled clouds in columns: the two of a method, and those of the bounds."""
+    columns = {}
+    for row, drawn in pairs:
+        if row.steps == "-":
+            columns.setdefault("bounds", []).append((row.method, drawn))
+        else:
+            title = f"{row.method} {row.steps}\n{row.predictor}"
+            columns.setdefault((row.method, row.steps), []).append((title, drawn))
+    return [*columns.values()]

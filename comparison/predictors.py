@@ -1,0 +1,166 @@
+"""Noise predictors: whatever is called (x_t, signal, noise) and returns its eps.
+
+In x_t = signal x_0 + noise eps, eps is to be estimated from x_t, (B, D); signal and noise
+are () or (B, 1), of x_t's dtype and device, noise above 0. All else follows from it:
+
+    x_0 = (x_t - noise eps) / signal, (29),    score = grad log p(x_t) = -eps / noise,
+
+and the mean of a step back (`denoiser`), so every sampler takes any predictor.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from comparison.processes import Process
+from diffusion import PredictNoise, posterior_mean_variance
+
+Predictor = Callable[[Tensor, Tensor, Tensor], Tensor]
+# What knows the variance of a step back has a predictor's arguments and returns it as (),
+# (B, 1) or (B, D).
+Variance = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Exact:
+    """The exact predictor of a finite data set: each of its n points is equally likely.
+
+        E[x_0 | x_t] = sum_i w_i x^i,    w = softmax(-norm(x_t - signal x^i)^2 / (2 noise^2)),
+        eps = (x_t - signal E[x_0 | x_t]) / noise
+
+    No predictor has a smaller L_simple on these data; and what it leads a sampler to is
+    the data. data: (n, D). Memory is bounded: `chunk` of the B x n weights exist at a time.
+    """
+
+    def __init__(self, data: Tensor, chunk: int = 2**19) -> None:
+        self.data = data
+        self.half_norms = data.square().sum(dim=1) / 2
+        self.rows = max(1, chunk // len(data))
+
+    def __call__(self, x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+        (x_start,) = self._means(x_t, signal, noise, self.data)
+        return (x_t - signal * x_start) / noise
+
+    def x_start_variance(self, x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+        """Return Var[x_0 | x_t] of each coordinate, (B, D)."""
+        mean, square = self._means(x_t, signal, noise, self.data, self.data.square())
+        return (square - mean.square()).clamp(min=0)
+
+    def _means(
+        self, x_t: Tensor, signal: Tensor, noise: Tensor, *values: Tensor
+    ) -> list[Tensor]:
+        """Return E[value of x_0 | x_t] for each table of values, (n, D)."""
+        # What all x^i have in common, norm(x_t)^2, the softmax would take out.
+        precision = (signal / noise.square()).expand(len(x_t), 1)
+        signal = signal.expand(len(x_t), 1)
+        parts = []
+        for x, a, s in zip(*(c.split(self.rows) for c in (x_t, precision, signal))):
+            logits = torch.addmm(-s * a * self.half_norms, x * a, self.data.T)
+            weights = logits.softmax(dim=1)
+            parts.append([weights @ value for value in values])
+        return [torch.cat(part) for part in zip(*parts)]
+
+
+def blurred(predictor: Predictor, width: float) -> Predictor:
+    """Return the predictor of a law that is blurred with N(0, width^2 I).
+
+    At a level, the blurred law is the law itself with noise^2 + signal^2 width^2 in the
+    place of noise^2, and the score is the same.
+    """
+
+    def predict(x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+        wider = (noise.square() + (signal * width).square()).sqrt()
+        return noise / wider * predictor(x_t, signal, wider)
+
+    return predict
+
+
+def clipped(predictor: Predictor, low: Tensor, high: Tensor) -> Predictor:
+    """Return a predictor whose estimate of x_0 (29) is kept in a box, as Ho et al. do.
+
+    low, high: the box's corners, (D,).
+    """
+
+    def predict(x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+        x_start = (x_t - noise * predictor(x_t, signal, noise)) / signal
+        return (x_t - signal * x_start.clamp(low, high)) / noise
+
+    return predict
+
+
+def from_velocity(network: Predictor) -> Predictor:
+    """Return the predictor of a network whose output is the velocity signal eps - noise x_0.
+
+    eps = (signal velocity + noise x_t) / (signal^2 + noise^2).
+    """
+
+    def predict(x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+        velocity = network(x_t, signal, noise)
+        return (signal * velocity + noise * x_t) / (signal.square() + noise.square())
+
+    return predict
+
+
+def from_hybrid(network: Predictor) -> Predictor:
+    """Return the predictor of a network of outputs (eps, v), (B, 2 D), as L_hybrid trains."""
+    return lambda x_t, signal, noise: network(x_t, signal, noise).chunk(2, dim=1)[0]
+
+
+def denoiser(predictor: Predictor, process: Process) -> PredictNoise:
+    """Return the denoiser (x_t, t) of a predictor along a variance-preserving process."""
+    return PredictNoise(
+        lambda x_t, t: predictor(x_t, *process.at(t, x_t)), *process.schedule()
+    )
+
+
+# Variances of a step back
+
+
+def interpolated_variance(
+    v: Tensor, t: int | Tensor, alphas: Tensor, alpha_bars: Tensor
+) -> Tensor:
+    """Return exp(v log beta_t + (1 - v) log beta~_t), (20).
+
+    beta~_1 = 0 is replaced by beta~_2, as Nichol and Dhariwal do. v: (B, D); t: a row, or
+    one row of each state.
+    """
+    at_least_1 = torch.as_tensor(t).clamp(min=1)
+    _, small = posterior_mean_variance(v, v, at_least_1, alphas, alpha_bars)
+    beta = (1 - alphas)[t].to(v)
+    beta = beta[:, None] if beta.ndim else beta
+    return torch.exp(v * beta.log() + (1 - v) * small.log())
+
+
+def learned_variance(network: Predictor, process: Process) -> Variance:
+    """Return the variance (20) of a network of outputs (eps, v), along its process."""
+    alphas, alpha_bars = process.schedule()
+
+    def variance(x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+        v = network(x_t, signal, noise).chunk(2, dim=1)[1]
+        return interpolated_variance(
+            v, _row(process, signal, noise), alphas, alpha_bars
+        )
+
+    return variance
+
+
+def best_variance(exact: Exact, process: Process) -> Variance:
+    """Return the best diagonal variance of a step back, with A_t the weight of x_0 in mu~_t:
+
+    beta~_t + A_t^2 Var[x_0 | x_t]
+    """
+    alphas, alpha_bars = process.schedule()
+
+    def variance(x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+        t, one, zero = _row(process, signal, noise), torch.ones_like(x_t), 0 * x_t
+        weight, small = posterior_mean_variance(one, zero, t, alphas, alpha_bars)
+        unknown = exact.x_start_variance(x_t, signal, noise)
+        return small + weight.square() * unknown
+
+    return variance
+
+
+def _row(process: Process, signal: Tensor, noise: Tensor) -> int:
+    """Return the row of a process that has this ratio of noise to signal."""
+    ratios = process.noise / process.signal
+    return int((ratios.log() - (noise / signal).log().cpu()).abs().argmin())
