@@ -23,13 +23,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = _parser()
     args = parser.parse_args(argv)
+    written = [args.output / name for name in ("points.png", "points.gif")]
+    if args.image.resolve() in [path.resolve() for path in written]:
+        parser.error(f"--output would overwrite --image {args.image}")
     wanted = [method for method in methods() if method.name in args.methods]
     filmed = [m for m in methods() if (m.name, m.steps) in FILMED] if args.film else []
     names = {m.network(args.own) for m in wanted + filmed}
     fitting = {"steps": args.train_steps, "seed": args.seed if args.train else 0}
     try:
         with warnings.catch_warnings(record=True, action="always") as notes:
-            law = points(args.image, args.device)
+            law = points(args.image, args.device, fit=args.fit)
         networks = {} if args.train else {n: load(n, law, **fitting) for n in names}
     except ValueError as error:
         parser.error(str(error))
@@ -45,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     ):
         print(row, flush=True)
         pairs.append((row, drawn))
-    save_clouds(grouped(pairs), law, args.output / "points.png")
+    save_clouds(grouped(pairs), law, written[0])
     if args.film:
         paths = film_states(law, args.samples, args.seed, networks.get, args.own)
-        save_film(paths, law, args.output / "points.gif")
+        save_film(paths, law, written[1])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of {', '.join(NAMES)} (default: all)",
     )
     flag("--image", HOMER, Path, "picture whose points to learn")
-    flag("--samples", 2000, _number(int, 2, 1_000_000), "points to draw for each row")
+    switch("--fit", "find the drawing: turn light on dark round, stretch greys, crop")
+    flag("--samples", 2000, _number(int, 2, 100_000), "points to draw for each row")
     switch("--own", "give each method the network that its paper trains")
     switch("--train", "train anew, where weights are at hand too")
     flag("--train-steps", STEPS, _number(int, 1, 1_000_000), "steps of a training")

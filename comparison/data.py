@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from utils import IMG_SIZE, image_to_vector
+from utils import IMG_SIZE, ImageFile, image_to_vector
 
 HOMER = Path(__file__).resolve().parents[1] / "homer.png"
 
@@ -17,7 +17,7 @@ class Points(NamedTuple):
 
     data: (n, 2), float32, of mean 0; the variance of all coordinates together is 1.
     pixel: what a pixel of the grid of 150 measures in these units. In main's units, a
-    point is centre + scale x. picture: the SHA-256 of the picture's file.
+    point is centre + scale x. picture: the SHA-256 of the points in main's units.
     """
 
     data: Tensor
@@ -27,12 +27,14 @@ class Points(NamedTuple):
     picture: str
 
 
-def points(image: str | Path = HOMER, device: torch.device | str = "cpu") -> Points:
+def points(
+    image: ImageFile = HOMER, device: torch.device | str = "cpu", *, fit: bool = False
+) -> Points:
     """Return the points of a picture that `image_to_vector` finds. Raises as that does."""
-    cloud = image_to_vector(image).view(-1, 2)
+    cloud = image_to_vector(image, fit=fit).view(-1, 2)
     centre = cloud.mean(dim=0)
     scale = (cloud - centre).square().mean().sqrt().item()
     pixel = 6 / IMG_SIZE / scale
     data = ((cloud - centre) / scale).to(device)
-    picture = hashlib.sha256(Path(image).read_bytes()).hexdigest()
+    picture = hashlib.sha256(cloud.numpy().tobytes()).hexdigest()
     return Points(data, pixel, centre, scale, picture)

@@ -18,8 +18,7 @@ from comparison.data import Points
 from comparison.predictors import Predictor
 from main import INK, PAPER, X_LIMITS, Y_LIMITS, stills
 
-GREY = "#a38a00"
-GAP = 4  # pixels between stills of 240
+FAINT = "#a38a00"
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"]
 
@@ -38,6 +37,11 @@ def panels(rows: int, columns: int, side: float = 2.0) -> tuple[Figure, np.ndarr
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
     return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with style.context("default"):
+        figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.05)
 
 
 def in_main_units(x: Tensor, law: Points) -> Tensor:
@@ -75,7 +79,7 @@ def save_clouds(
     for ax in axes.flat:
         if not ax.collections:
             ax.set_axis_off()
-    figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.05)
+    _save(figure, path)
 
 
 def save_film(
@@ -83,23 +87,20 @@ def save_film(
 ) -> None:
     """Write a GIF of several samplers' states side by side, each from its start to its end.
 
-    paths: by title, (states, n, 2). A state of more than unit variance is drawn reduced to
-    it, as the network sees it.
+    paths: by title, (states, n, 2). A state of more than unit variance is drawn reduced
+    to it, as the network sees it.
     """
-    clouds, labels = [], []
+    sheets = []
     for share in np.linspace(0, 1, frames):
+        clouds, labels = [], []
         for title, states in paths.items():
             k = round(share * (len(states) - 1))
             x = states[k] / states[k].std().clamp(min=1)
             clouds.append(in_main_units(x, law).flatten())
             labels.append(f"{title}: {k}")
-    sheet = stills(torch.stack(clouds), labels, columns=len(paths), dpi=48)
-    # Each row of the sheet is a frame.
-    high = (sheet.height + GAP) // frames
-    first, *others = [
-        sheet.crop((0, k * high, sheet.width, (k + 1) * high - GAP)).quantize(32)
-        for k in range(frames)
-    ]
+        sheet = stills(torch.stack(clouds), labels, columns=len(paths), dpi=48)
+        sheets.append(sheet.quantize(32))
+    first, *others = sheets
     durations = [100] * (frames - 1) + [2000]
     first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
 
@@ -107,8 +108,8 @@ def save_film(
 def save_field(predictors: dict[str, Predictor], law: Points, path: Path) -> None:
     """Write a PNG of the score at four noise levels, a row for each predictor.
 
-    An arrow leads from x_t to E[x_0 | x_t], (29): it is noise^2 times the score, where
-    signal is 1, shortened to a third.
+    An arrow goes a third of the way from x_t to E[x_0 | x_t], (29), which is noise^2
+    times the score, where signal is 1.
     """
     noises = (2.0, 0.7, 0.2, 0.05)
     x, y = (torch.linspace(low, high, 25)[1:-1] for low, high in (X_LIMITS, Y_LIMITS))
@@ -118,25 +119,25 @@ def save_field(predictors: dict[str, Predictor], law: Points, path: Path) -> Non
     for (name, predictor), row in zip(predictors.items(), axes):
         for noise, ax in zip(noises, row):
             title = f"{name}, $\\sigma$ = {noise:g}"
-            draw_cloud(ax, law.data, law, title, color=GREY, s=3)
+            draw_cloud(ax, law.data, law, title, color=FAINT, s=3)
             eps = predictor(inside, inside.new_ones(()), inside.new_tensor(noise))
             arrows = (-noise * eps * law.scale).T
             ax.quiver(
                 *grid.T, *arrows, color=INK, angles="xy", scale_units="xy", scale=3
             )
-    figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.05)
+    _save(figure, path)
 
 
 def save_paths(paths: dict[str, Tensor], law: Points, path: Path) -> None:
     """Write a PNG of a few states' ways back, (states, n, 2) by title, over the drawing."""
     figure, axes = panels(1, len(paths), side=4.5)
     for (title, states), ax in zip(paths.items(), axes.flat):
-        draw_cloud(ax, law.data, law, title, color=GREY, s=5)
+        draw_cloud(ax, law.data, law, title, color=FAINT, s=5)
         ways = in_main_units(states, law).transpose(0, 1)
         for color, way in zip(COLOURS * len(ways), ways):
             ax.plot(*way.T, color=color, linewidth=0.7)
             ax.plot(*way[-1], "o", color=color, markersize=6, markeredgecolor=INK)
-    figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.05)
+    _save(figure, path)
 
 
 def save_half(
@@ -150,7 +151,7 @@ def save_half(
         draw_cloud(ax, cloud, law, title, s=3)
     for ax in axes.flat:  # the head's right side, where strokes can be told
         ax.set(xlim=(-0.6, 2.4), ylim=(-0.6, 2.4))
-    figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.05)
+    _save(figure, path)
 
 
 def save_mixture(clouds: dict[str, Tensor], path: Path) -> None:
@@ -160,4 +161,4 @@ def save_mixture(clouds: dict[str, Tensor], path: Path) -> None:
         ax.plot(*cloud.T, ".", color=INK, markersize=1.5)
         ax.set(xlim=(-10, 10), ylim=(-10, 10))
         ax.set_title(title, size=10)
-    figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.05)
+    _save(figure, path)

@@ -1,8 +1,8 @@
 """How far a sample is from the law: measures on points, in any unit of length.
 
 `samples` are (m, D) and `points`, the law's, (n, D), each of which is equally likely.
-Every measure has a floor, which as many draws from the law itself have, and a ceiling, pure
-noise's: a figure says nothing without them.
+Every measure has a floor, which as many draws from the law itself have, and a ceiling,
+pure noise's: a figure says nothing without them.
 """
 
 import torch
@@ -18,7 +18,9 @@ def share_near(these: Tensor, those: Tensor, within: float = 1.0) -> float:
 
     share_near(samples, points) is "on drawing", share_near(points, samples) "covered".
     """
-    return (torch.cdist(these, those).amin(dim=1) <= within).double().mean().item()
+    exact = "donot_use_mm_for_euclid_dist"  # products would blur it by a thousandth
+    distances = torch.cdist(these, those, compute_mode=exact)
+    return (distances.amin(dim=1) <= within).double().mean().item()
 
 
 def sliced(samples: Tensor, points: Tensor, directions: int = 32) -> float:
@@ -68,8 +70,9 @@ def bound_terms(
 
         E KL(N(mu~_t, beta~_t I) || N(mu_theta, Sigma_t))
 
-    over all data, each with one draw of x_t. variance: as `ddpm` takes it. The first and
-    the last term of the bound do not depend on it.
+    over all data, each with one draw of x_t. variance: as `ddpm` takes it. Of the
+    bound's other terms the first does not depend on it, and the last, -log p(x_0 |
+    x_1), has no finite value, since the sampler's last step adds no noise.
     """
     alphas, alpha_bars = process.schedule()
     mean_of = denoiser(predictor, process)

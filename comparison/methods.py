@@ -1,7 +1,7 @@
 """The rows of the table: each method is a process, a sampler and a start.
 
-A method runs with the exact score of the data, which shows what the sampler loses, and with
-a network that was trained on them, which shows what learning loses.
+A method runs with the exact score of the data, which shows what the sampler loses, and
+with a network that was trained on them, which shows what learning loses.
 """
 
 import math
@@ -50,9 +50,11 @@ from comparison.samplers import (
 class Method(NamedTuple):
     """A way back: a row of the table for each predictor.
 
-    own: the network that its paper trains, of `RECIPES`. box: it starts uniform in a box of
-    half-side noise_T, not from N(0, noise_T^2 I). clip: a network's estimate of x_0 is kept
-    in the data's box. learns_variance: its variance is the predictor's own.
+    own: the network that its paper trains, of `RECIPES` (for the flow, that of the VP
+    SDE). box: it starts uniform in a box of half-side noise_T, not from N(0, noise_T^2
+    I). clip: a network's estimate of x_0 is kept in the data's box, since it explodes
+    at the last levels of `cosine`. learns_variance: its variance is the predictor's
+    own.
     """
 
     name: str
@@ -137,6 +139,12 @@ def draw_noise(law: Points, samples: int, generator: torch.Generator) -> Tensor:
     return torch.randn(samples, law.data.shape[1], **like)
 
 
+def draw_box(law: Points, samples: int, generator: torch.Generator) -> Tensor:
+    """Draw uniformly from [-1, 1]^2."""
+    like = {"generator": generator, "device": law.data.device}
+    return 2 * torch.rand(samples, law.data.shape[1], **like) - 1
+
+
 def draw_floor(law: Points, samples: int, generator: torch.Generator) -> Tensor:
     """Draw from the law itself, the floor of every measure."""
     like = {"generator": generator, "device": law.data.device}
@@ -163,10 +171,8 @@ def states(
         predictor = from_hybrid(network)
     elif method.learns_variance:
         options["variance"] = best_variance(predictor, method.process)
-    x_T = draw_noise(law, samples, options["generator"])
-    if method.box:
-        x_T = 2 * torch.special.ndtr(x_T) - 1
-    x_T = method.process.noise[-1].item() * x_T
+    draw = draw_box if method.box else draw_noise
+    x_T = method.process.noise[-1].item() * draw(law, samples, options["generator"])
     counted = Counted(predictor)
     return counted, method.sampler(counted, method.process, x_T, **options)
 
@@ -219,7 +225,8 @@ def measures(samples: Tensor, law: Points) -> tuple[float, float, float, float]:
     if not samples.isfinite().all():  # a network that was hardly trained may explode
         return 0.0, 0.0, math.nan, math.nan
     samples, data = samples / law.pixel, law.data / law.pixel
-    shares = share_near(samples, data), share_near(data, samples)
+    within = 1.001  # neighbours on the grid are 1 px apart: rounding must not decide
+    shares = share_near(samples, data, within), share_near(data, samples, within)
     return *(100 * s for s in shares), sliced(samples, data), frechet(samples, data)
 
 
@@ -234,8 +241,9 @@ def table(
     """Yield each row and its samples, (samples, 2).
 
     network_of: returns the network of a name of `RECIPES`. own: take the network that a
-    method's paper trains; else one of L_simple on `linear`, which the level tells all that
-    it needs. Every row starts from the same seed, so that rows differ by less than seeds.
+    method's paper trains; else one of L_simple on `linear`, which the level serves for
+    the other processes too, as far as their levels are among linear's (cosine goes
+    beyond). Every row starts from the same seed, so rows differ by less than seeds do.
     """
     for name, draw in (("noise", draw_noise), ("floor", draw_floor)):
         if name in names:
@@ -248,6 +256,8 @@ def table(
             began = perf_counter()
             predictor, path = states(method, law, samples, seed, network)
             drawn = last(path)
+            if drawn.is_cuda:  # which still computes
+                torch.cuda.synchronize()
             seconds = perf_counter() - began
             columns = method.name, kind + clip, method.steps, predictor.calls
             yield Row(*columns, *measures(drawn, law), seconds), drawn

@@ -20,11 +20,11 @@ def unit(x_t: Tensor, signal: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
 class PointNetwork(nn.Module):
     """A multilayer perceptron on points of the plane, their Fourier features, and the level.
 
-    The features are sine and cosine of x along `directions` random directions, with 0.3 to
-    4 periods per unit: strokes are finer than what a perceptron learns from x alone.
+    The features are sine and cosine of x along `directions` random directions, with 0.3
+    to 4 periods per unit: strokes are finer than what a perceptron learns from x alone.
 
-    outputs: 2 for the noise or the velocity, 4 for (eps, v). seed drives the directions and
-    the initial weights, and leaves PyTorch's global state as it was.
+    outputs: 2 for the noise or the velocity, 4 for (eps, v). seed drives the directions
+    and the initial weights, and leaves PyTorch's global state as it was.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """Noise predictors: whatever is called (x_t, signal, noise) and returns its eps.
 
-In x_t = signal x_0 + noise eps, eps is to be estimated from x_t, (B, D); signal and noise
-are () or (B, 1), of x_t's dtype and device, noise above 0. All else follows from it:
+In x_t = signal x_0 + noise eps, eps is to be estimated from x_t, (B, D); signal and
+noise are () or (B, 1), of x_t's dtype and device, noise above 0. All else follows from
+it:
 
     x_0 = (x_t - noise eps) / signal, (29),    score = grad log p(x_t) = -eps / noise,
 
@@ -17,19 +18,21 @@ from comparison.processes import Process
 from diffusion import PredictNoise, posterior_mean_variance
 
 Predictor = Callable[[Tensor, Tensor, Tensor], Tensor]
-# What knows the variance of a step back has a predictor's arguments and returns it as (),
-# (B, 1) or (B, D).
+# A variance is called as a predictor is, with the one level of all states, and returns
+# sigma_t^2 of the step back from there: (), (B, 1) or (B, D).
 Variance = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Exact:
     """The exact predictor of a finite data set: each of its n points is equally likely.
 
-        E[x_0 | x_t] = sum_i w_i x^i,    w = softmax(-norm(x_t - signal x^i)^2 / (2 noise^2)),
+        w = softmax(-norm(x_t - signal x^i)^2 / (2 noise^2)),
+        E[x_0 | x_t] = sum_i w_i x^i,
         eps = (x_t - signal E[x_0 | x_t]) / noise
 
     No predictor has a smaller L_simple on these data; and what it leads a sampler to is
-    the data. data: (n, D). Memory is bounded: `chunk` of the B x n weights exist at a time.
+    the data. data: (n, D). Memory is bounded: `chunk` of the B x n weights exist at a
+    time.
     """
 
     def __init__(self, data: Tensor, chunk: int = 2**19) -> None:
@@ -121,8 +124,8 @@ def interpolated_variance(
 ) -> Tensor:
     """Return exp(v log beta_t + (1 - v) log beta~_t), (20).
 
-    beta~_1 = 0 is replaced by beta~_2, as Nichol and Dhariwal do. v: (B, D); t: a row, or
-    one row of each state.
+    beta~_1 = 0 is replaced by beta~_2, as Nichol and Dhariwal do. v: (B, D); t: a row,
+    or one row of each state.
     """
     at_least_1 = torch.as_tensor(t).clamp(min=1)
     _, small = posterior_mean_variance(v, v, at_least_1, alphas, alpha_bars)
@@ -145,9 +148,12 @@ def learned_variance(network: Predictor, process: Process) -> Variance:
 
 
 def best_variance(exact: Exact, process: Process) -> Variance:
-    """Return the best diagonal variance of a step back, with A_t the weight of x_0 in mu~_t:
+    """Return the diagonal variance of a step back that is best in the bound:
 
-    beta~_t + A_t^2 Var[x_0 | x_t]
+        beta~_t + A_t^2 Var[x_0 | x_t],    A_t the weight of x_0 in mu~_t
+
+    which is what x_{t-1} varies by, given x_t (compare Bao et al., "Analytic-DPM",
+    2022).
     """
     alphas, alpha_bars = process.schedule()
 

@@ -1,12 +1,9 @@
 """Forward processes, each as two tables: x_t = signal_t x_0 + noise_t eps, eps ~ N(0, I).
 
-Row 0 has the smallest noise and row T - 1 the largest, as in `diffusion.py`, whose index t
-is the paper's t + 1. Divided by sqrt(signal_t^2 + noise_t^2), every process is variance
-preserving with the ratio noise_t / signal_t that it had: processes differ by that factor
-and by the levels they visit.
-
-Equation numbers are those of R. Cerizza, G. Savazzi, T. Barbera, "Diffusion Models" (2023),
-as in all of this package.
+Row 0 has the smallest noise and row T - 1 the largest, as in `diffusion.py`, whose
+index t is the paper's t + 1. Divided by sqrt(signal_t^2 + noise_t^2), every process is
+variance preserving with the ratio noise_t / signal_t that it had: processes differ by
+that factor and by the levels they visit.
 """
 
 import math
@@ -19,8 +16,8 @@ from torch import Tensor
 class Process(NamedTuple):
     """A forward process of T levels: tables of shape (T,), float64, on the CPU.
 
-    An SDE's process holds on the same rows its time s, and drift f(s) and diffusion g(s)
-    of dx = f(s) x ds + g(s) dw, (34).
+    An SDE's process holds on the same rows its time s, and drift f(s) and diffusion
+    g(s) of dx = f(s) x ds + g(s) dw, (34).
     """
 
     signal: Tensor
@@ -37,10 +34,10 @@ class Process(NamedTuple):
     def at(self, t: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (signal_t, noise_t) as a predictor takes them, of x's dtype and device.
 
-        They are () for one row t, where t = -1 is the datum itself, (1, 0); and (B, 1) for
-        one row, on the CPU, of each state.
+        They are () for one row t, where t = -1 is the datum itself, (1, 0); and (B, 1)
+        for one row, on the CPU, of each state.
         """
-        if isinstance(t, int) and t < 0:
+        if isinstance(t, int) and t == -1:
             return x.new_ones(()), x.new_zeros(())
         signal, noise = self.signal[t].to(x), self.noise[t].to(x)
         return (signal[:, None], noise[:, None]) if signal.ndim else (signal, noise)
@@ -79,8 +76,8 @@ def cosine(steps: int = 1000) -> Process:
 
         f(t) = cos^2(pi/2 (t/T + s) / (1 + s)), s = 0.008,    beta_t = 1 - f(t) / f(t-1)
 
-    with beta_t at most 0.999. abar is the product of the capped 1 - beta_t, so that abar_T
-    is 2.4e-9 (T = 1000), not 0.
+    with beta_t at most 0.999. abar is the product of the capped 1 - beta_t, so that
+    abar_T is 2.4e-9 (T = 1000), not 0.
     """
     time = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     f = (math.pi / 2 * (time + 0.008) / 1.008).cos().square()
@@ -119,8 +116,8 @@ def ve_sde(
         f = 0,    g^2 = d sigma^2 / ds,    sigma(s) = smallest (largest / smallest)^s,
         signal = 1,    noise = sigma(s)
 
-    time: how many, evenly from 0 to 1, or the times themselves, (n,). The noise would be
-    sqrt(sigma(s)^2 - smallest^2); Song et al. drop that term likewise.
+    time: how many, evenly from 0 to 1, or the times themselves, (n,). The noise would
+    be sqrt(sigma(s)^2 - smallest^2); Song et al. drop that term likewise.
     """
     s = _times(0.0, time)
     growth = math.log(largest / smallest)

@@ -1,9 +1,9 @@
 """The ways back: samplers, each for any predictor.
 
 A sampler is a generator of states, (B, D): the start first, then one for each step, x_0
-last. `last` keeps the last, `list` all. Steps go down the process's rows, and the last one
-ends at row -1, the datum, where signal is 1 and noise 0. `generator` drives the randomness;
-None means PyTorch's global state.
+last. `last` keeps the last, `list` all. Steps go down the process's rows, and the last
+one ends at row -1, the datum, where signal is 1 and noise 0. `generator` drives the
+randomness; None means PyTorch's global state.
 """
 
 from collections import deque
@@ -31,6 +31,11 @@ def normal_like(x: Tensor, generator: Generator) -> Tensor:
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
 
+def _need(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(f"{what}, and this process has none")
+
+
 # Ancestral and implicit
 
 
@@ -44,7 +49,7 @@ def ddpm(
     rows: Sequence[int] | None = None,
     generator: Generator = None,
 ) -> Iterator[Tensor]:
-    """Go back as DDPM does, algorithm 2: draw x_{t-1} from N(mu_theta(x_t, t), sigma_t^2 I).
+    """Draw x_{t-1} from N(mu_theta(x_t, t), sigma_t^2 I), Ho et al.'s algorithm 2.
 
     variance: what sigma_t^2 is: beta_t, beta~_t, or what a callable returns. process: a
     variance-preserving one, else ValueError. rows: visit these rows only, yet with each
@@ -121,7 +126,8 @@ def ddim_encode(
 def slerp(x: Tensor, y: Tensor, share: float) -> Tensor:
     """Return the point at a share of the arc from x to y, each row by itself, (B, D).
 
-    It keeps the norm that Gaussian noise has, where a point of the chord would be shorter.
+    Between two of one norm, as Gaussian noise nearly has in many dimensions, it keeps
+    that norm, where the chord would fall short of it.
     """
     cosine = torch.nn.functional.cosine_similarity(x, y, dim=-1).clamp(
         -1 + 1e-6, 1 - 1e-6
@@ -144,15 +150,17 @@ def langevin(
     denoise: bool = False,
     generator: Generator = None,
 ) -> Iterator[Tensor]:
-    """Draw by annealed Langevin dynamics, the survey's algorithm 1; signal must be 1.
+    """Draw by annealed Langevin dynamics, the survey's algorithm 1.
 
     At each level sigma_i, the largest first, `steps` times
 
         x <- x + a_i/2 score + sqrt(a_i) z,    a_i = rate sigma_i^2
 
-    which with a process of one level is plain Langevin dynamics, (43). denoise: end with
-    x + sigma_L^2 score, the estimate of x_0 at the smallest level.
+    which with a process of one level is plain Langevin dynamics, (43). denoise: end
+    with x + sigma_L^2 score, the estimate of x_0 at the smallest level. Raises
+    ValueError unless the process's signal is 1.
     """
+    _need(bool((process.signal == 1).all()), "Langevin dynamics needs a signal of 1")
     yield x
     for t in reversed(range(process.steps)):
         signal, noise = process.at(t, x)
@@ -178,8 +186,9 @@ def euler_maruyama(
         x <- x - (f x - g^2 score) ds + g sqrt(ds) z
 
     from each row's time s to the next one's, at last to s = 0, where no noise is added.
-    process: one that holds an SDE.
+    Raises ValueError unless the process holds an SDE.
     """
+    _need(process.time is not None, "the reverse SDE needs vp_sde or ve_sde")
     yield x_T
     x = x_T
     for t in reversed(range(process.steps)):
@@ -202,14 +211,18 @@ def predictor_corrector(
     snr: float = 0.16,
     generator: Generator = None,
 ) -> Iterator[Tensor]:
-    """Draw by predictor and corrector, figure 11, where signal is 1. At each level:
+    """Draw by predictor and corrector, figure 11. At each level, sigma, with the one below:
 
-        corrector:  x <- x + e score + sqrt(2 e) z,  e = 2 (snr mean norm(z) / mean norm(score))^2
-        predictor:  x <- x + (sigma_i^2 - sigma_{i-1}^2) score + sqrt(sigma_i^2 - sigma_{i-1}^2) z
+        corrector:  x <- x + e score + sqrt(2 e) z,
+                    e = 2 (snr mean norm(z) / mean norm(score))^2
+        predictor:  x <- x + d score + sqrt(d) z,    d = sigma^2 - sigma_below^2
 
-    where means are over the batch, and the last step, to sigma = 0, adds no noise. A state
-    is given after each pair (Song et al., 2021).
+    where means are over the batch, and the last step, to sigma = 0, adds no noise. A
+    state is given after each pair. The corrector comes first, as in the code of Song et
+    al. (2021); their algorithm 2 differs in where the loop begins. Raises ValueError
+    unless the process's signal is 1.
     """
+    _need(bool((process.signal == 1).all()), "predictor-corrector needs a signal of 1")
     yield x_T
     x = x_T
     for t in reversed(range(process.steps)):
@@ -239,9 +252,9 @@ def probability_flow(
 ) -> Iterator[Tensor]:
     """Solve the probability flow, deterministic, by Heun's method. States are x / signal.
 
-    In y = x / signal and r = noise / signal, any process's flow is dy/dr = eps. The levels
-    go from the process's largest ratio to its smallest, evenly in r^(1/rho), and then to 0
-    by one step of Euler's: 2 levels - 1 evaluations (Karras et al., 2022).
+    In y = x / signal and r = noise / signal, any process's flow is dy/dr = eps. The
+    levels go from the process's largest ratio to its smallest, evenly in r^(1/rho), and
+    then to 0 by one step of Euler's: 2 levels - 1 evaluations (Karras et al., 2022).
     """
     ratios = (process.noise / process.signal).pow(1 / rho)
     r = torch.linspace(ratios[-1], ratios[0], levels, dtype=ratios.dtype).pow(rho)

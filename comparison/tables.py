@@ -1,10 +1,12 @@
 """Every table and figure of docs/comparison.md: `python -m comparison.tables [NAME]`.
 
-Without a name it makes all of them, figures in docs/. Tables are printed as Markdown. A
-figure over seeds is their mean, with half the range between the lowest and the highest.
+Without a name it makes all but `weights`, which trains what comparison/weights/ holds.
+Figures go to docs/, tables are printed as Markdown. A figure over seeds is their mean,
+with half the range between the lowest and the highest.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from itertools import islice
@@ -58,11 +60,12 @@ from comparison.training import (
     uniform_level,
 )
 from diffusion import posterior_mean_variance
+from main import _number
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 LAW = points()
 SAMPLES = 2000
-SHARES = ["on drawing", "covered", "sliced", "frechet"]
+MEASURES = ["on drawing", "covered", "sliced", "frechet"]
 
 
 @cache
@@ -92,6 +95,13 @@ def over(values: Iterable[float], digits: int) -> str:
     return f"{mean:{digits}} ± {half:{digits}}"
 
 
+def spread(
+    runs: Iterable[Iterable[float]], digits: tuple[int, ...] = (1, 1, 2, 2)
+) -> list[str]:
+    """Return each column of runs, the measures for instance, `over` the runs."""
+    return [over(values, d) for values, d in zip(zip(*runs), digits)]
+
+
 def show(head: list[str], rows: Iterable[Iterable[object]]) -> None:
     """Print a Markdown table, each row as soon as it is there."""
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
@@ -107,10 +117,10 @@ def show_measures(
 
     def rows() -> Iterator[list[str]]:
         for names, way in ways.items():
-            runs = zip(*(measures(way(seed), LAW) for seed in range(seeds)))
-            yield [*names, *(over(run, d) for run, d in zip(runs, (1, 1, 2, 2)))]
+            runs = (measures(way(seed), LAW) for seed in range(seeds))
+            yield [*names, *spread(runs)]
 
-    show(head + SHARES, rows())
+    show(head + MEASURES, rows())
 
 
 # The tables
@@ -128,7 +138,10 @@ def floor(seeds: int) -> None:
     """Ten draws of 2,000 points from the law itself, and from N(0, I)."""
 
     def rows() -> Iterator[list[str]]:
-        for name, draw in (("floor", draw_floor), ("ceiling", draw_noise)):
+        for name, draw in (
+            ("the law (floor)", draw_floor),
+            ("noise (ceiling)", draw_noise),
+        ):
             runs = zip(
                 *(measures(draw(LAW, SAMPLES, seeded(LAW, k)), LAW) for k in range(10))
             )
@@ -138,7 +151,7 @@ def floor(seeds: int) -> None:
             ]
             yield [name, *cells]
 
-    show(["2,000 draws", *SHARES], rows())
+    show(["2,000 draws from", *MEASURES], rows())
 
 
 def _methods(names: list[str], seeds: int, own: bool, figure: str = "") -> None:
@@ -152,12 +165,11 @@ def _methods(names: list[str], seeds: int, own: bool, figure: str = "") -> None:
 
     def rows() -> Iterator[list[str]]:
         for same in zip(*runs):
-            values = list(zip(*(row[4:8] for row in same)))
-            cells = [over(v, d) for v, d in zip(values, (1, 1, 2, 2))]
+            cells = spread(row[4:8] for row in same)
             seconds = sorted(row.seconds for row in same)[len(same) // 2]
             yield [*same[0][:4], *cells, f"{seconds:.1f}"]
 
-    show(["method", "predictor", "steps", "evaluations", *SHARES, "seconds"], rows())
+    show(["method", "predictor", "steps", "evaluations", *MEASURES, "seconds"], rows())
 
 
 def methods_table(seeds: int) -> None:
@@ -213,24 +225,24 @@ def covariance(seeds: int) -> None:
     def rows() -> Iterator[list[str]]:
         for kind, own_name in (("exact", "the best"), ("learned", "learned")):
             for name in ("beta", "beta~", own_name):
-                runs = zip(*(run(kind, name, seed) for seed in range(seeds)))
-                cells = [over(v, d) for v, d in zip(runs, (1, 1, 2, 2, 3))]
-                yield [kind, name, *cells]
+                runs = [run(kind, name, seed) for seed in range(seeds)]
+                yield [kind, name, *spread(runs, (1, 1, 2, 2, 3))]
 
-    show(["predictor", "variance", *SHARES, "bound, t = 2..50, nats/dim"], rows())
+    show(["predictor", "variance", *MEASURES, "bound, t = 2..50, nats/dim"], rows())
 
 
 def errata(seeds: int) -> None:
     """What goes wrong with a step, each beside the right one, by both predictors."""
     full, spaced = linear(), respaced(linear(), 50)
+    posterior = partial(ddpm, variance="posterior")
     kept_alphas = partial(ddpm, rows=kept_rows(1000, 50).tolist())
     samplers = {
         "DDPM 50, respaced, beta": (ddpm, spaced),
-        "DDPM 50, respaced, beta~": (partial(ddpm, variance="posterior"), spaced),
+        "DDPM 50, respaced, beta~": (posterior, spaced),
         "DDPM 50, each level's own alpha": (kept_alphas, full),
-        "DDPM 1000": (ddpm, full),
-        "DDPM 1000, (9) as printed": (_misprinted, full),
-        "DDPM 1000, x_0 clamped to [0, 1]": (_clamped, full),
+        "DDPM 1000, beta~": (posterior, full),
+        "DDPM 1000, beta~, (9) as printed": (_misprinted, full),
+        "DDPM 1000, beta~, x_0 clamped to [0, 1]": (_clamped, full),
         "DDIM 10": (ddim, respaced(full, 10)),
         "DDIM 10, strides of 111, looks back 100": (_looks_back, full),
     }
@@ -250,6 +262,7 @@ def _misprinted(
     predictor: Predictor, process: Process, x_T: Tensor, *, generator: torch.Generator
 ) -> Iterator[Tensor]:
     """DDPM with beta~, the mean by (9) as printed: alpha_{t-1} for abar_{t-1}."""
+    yield x_T
     alphas, alpha_bars = process.schedule()
     x = x_T
     for t in reversed(range(process.steps)):
@@ -265,15 +278,16 @@ def _misprinted(
 def _clamped(
     predictor: Predictor, process: Process, x_T: Tensor, **options: object
 ) -> Iterator[Tensor]:
-    """DDPM with x_0 kept in the unit square, as if it were a picture's grey."""
-    corners = LAW.data.new_zeros(2), LAW.data.new_ones(2)
-    return ddpm(clipped(predictor, *corners), process, x_T, **options)
+    """DDPM with beta~, x_0 kept in the unit square, as if it were a picture's greys."""
+    unit = clipped(predictor, LAW.data.new_zeros(2), LAW.data.new_ones(2))
+    return ddpm(unit, process, x_T, variance="posterior", **options)
 
 
 def _looks_back(
     predictor: Predictor, process: Process, x_T: Tensor, **options: object
 ) -> Iterator[Tensor]:
     """DDIM 10 whose steps are 111 levels apart, yet lead to the level 100 below."""
+    yield x_T
     x = x_T
     for t in reversed(kept_rows(process.steps, 10).tolist()):
         pair = process.rows(torch.tensor([t - 100, t] if t else [t]))
@@ -357,13 +371,13 @@ def mixture(seeds: int) -> None:
 
 
 def field(seeds: int) -> None:
-    """docs/score.png: the score at four noise levels, exact and learned, over the drawing."""
+    """docs/score.png: the score at four noise levels, exact and learned."""
     predictors = {"exact": Exact(LAW.data), "learned": network("simple")}
     figures.save_field(predictors, LAW, DOCS / "score.png")
 
 
 def paths(seeds: int) -> None:
-    """docs/paths.png: ways back by DDPM and by the probability flow, and what lies between."""
+    """docs/paths.png: ways back by DDPM and the probability flow, and interpolation."""
     exact, process, generator = Exact(LAW.data), respaced(linear(), 200), seeded(LAW, 3)
     x_T = draw_noise(LAW, 5, generator)
     ways = {
@@ -395,7 +409,7 @@ def half(seeds: int) -> None:
                 sets = (seen, unseen)
                 near = [share_near(x, drawn, LAW.pixel / 2) for x in sets]
                 runs.append([100 * share for share in near])
-            yield [kind, *(over(share, 1) for share in zip(*runs))]
+            yield [kind, *spread(runs)]
 
     show(["DDPM 1000 by", "seen points covered", "unseen points covered"], rows())
     figures.save_half(seen, unseen, clouds, LAW, DOCS / "half.png")
@@ -471,17 +485,24 @@ TABLES = {
 
 
 def main() -> None:
+    """Make the tables that the command line asks for."""
     parser = argparse.ArgumentParser(
         prog="python -m comparison.tables", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("name", nargs="?", choices=TABLES, help="default: all")
-    parser.add_argument("--seeds", type=int, default=3, help="(default: 3)")
+    parser.add_argument(
+        "name", nargs="?", choices=TABLES, help="all but weights if left out"
+    )
+    seeds = {"type": _number(int, 1, 100), "default": 3}
+    parser.add_argument("--seeds", help="seeds of each figure (default: 3)", **seeds)
     args = parser.parse_args()
     for name, make in TABLES.items():
-        if args.name in (None, name):
+        if args.name == name or (args.name is None and name != "weights"):
             print(f"{name}: {make.__doc__}\n", flush=True)
             make(args.seeds)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

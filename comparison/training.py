@@ -1,8 +1,8 @@
 """The objectives, the one loop that trains on any of them, and the weights it leaves.
 
-An objective is called (network, x_start, generator), x_start a batch of data, (B, D), and
-returns its loss, a mean over coordinates and batch. It draws the levels and the noise and
-forms x_t itself.
+An objective is called (network, x_start, generator), x_start a batch of data, (B, D),
+and returns its loss, a mean over coordinates and batch. It draws the levels and the
+noise and forms x_t itself.
 """
 
 import math
@@ -21,7 +21,7 @@ from tqdm import trange
 
 from comparison.data import Points
 from comparison.networks import PointNetwork
-from comparison.predictors import Predictor, denoiser, interpolated_variance
+from comparison.predictors import Predictor, interpolated_variance
 from comparison.processes import (
     Process,
     cosine,
@@ -32,7 +32,7 @@ from comparison.processes import (
     vp_sde,
 )
 from comparison.samplers import normal_like
-from diffusion import gaussian_kl, posterior_mean_variance
+from diffusion import PredictNoise, gaussian_kl, posterior_mean_variance
 
 Objective = Callable[[Predictor, Tensor, torch.Generator | None], Tensor]
 # What draws the levels of a batch: called (x_start, generator), it returns signal and
@@ -50,7 +50,7 @@ def _uniform(x_start: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def uniform_level(process: Process) -> Levels:
-    """t uniform over the rows, as in algorithm 1."""
+    """t uniform over the rows, as in Ho et al.'s algorithm 1."""
     return low_level(process, 1)
 
 
@@ -81,19 +81,27 @@ def uniform_time(sde: Callable[[Tensor], Process], first: float = 0.0) -> Levels
 # Objectives
 
 
+def _noised(
+    x_start: Tensor, signal: Tensor, noise: Tensor, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Return (x_t, eps)."""
+    eps = normal_like(x_start, generator)
+    return signal * x_start + noise * eps, eps
+
+
 def simple(levels: Levels, velocity: bool = False) -> Objective:
     """L_simple, (24): the mean of (eps - eps_theta(x_t, t))^2.
 
-    velocity: the network's output is signal eps - noise x_0 instead (`from_velocity`). With
-    `uniform_time` this is the objective in continuous time, (36), lambda = noise^2.
+    velocity: the network's output is signal eps - noise x_0 instead (`from_velocity`).
+    With `uniform_time` this is the objective in continuous time, (36), lambda =
+    noise^2.
     """
 
     def loss(
         network: Predictor, x_start: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         signal, noise = levels(x_start, generator)
-        eps = normal_like(x_start, generator)
-        x_t = signal * x_start + noise * eps
+        x_t, eps = _noised(x_start, signal, noise, generator)
         target = signal * eps - noise * x_start if velocity else eps
         return mse_loss(network(x_t, signal, noise), target)
 
@@ -112,8 +120,7 @@ def denoising(levels: Levels) -> Objective:
         network: Predictor, x_start: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         signal, noise = levels(x_start, generator)
-        eps = normal_like(x_start, generator)
-        x_t = signal * x_start + noise * eps
+        x_t, eps = _noised(x_start, signal, noise, generator)
         score = -network(x_t, signal, noise) / noise
         return (noise * (score + eps / noise)).square().mean() / 2
 
@@ -134,12 +141,11 @@ def hybrid(process: Process, weight: float = 1e-3) -> Objective:
     ) -> Tensor:
         t = (process.steps * _uniform(x_start, generator)).long()
         signal, noise = process.at(t, x_start)
-        eps = normal_like(x_start, generator)
-        x_t = signal * x_start + noise * eps
+        x_t, eps = _noised(x_start, signal, noise, generator)
         output, v = network(x_t, signal, noise).chunk(2, dim=1)
 
         variance = interpolated_variance(v, t, alphas, alpha_bars)
-        stopped = denoiser(lambda *_: output.detach(), process)
+        stopped = PredictNoise(lambda *_: output.detach(), alphas, alpha_bars)
         mean_theta = stopped(x_t, t)
         mean, small = posterior_mean_variance(x_start, x_t, t, alphas, alpha_bars)
         first = (t == 0).to(x_start.device)
@@ -155,11 +161,12 @@ def hybrid(process: Process, weight: float = 1e-3) -> Objective:
 def score_matching(noise: float, blur: float, sliced: bool = False) -> Objective:
     """Score matching at one level, signal = 1, on the data blurred with N(0, blur^2 I):
 
-        exact trace, (41):  E [tr(grad score) + 1/2 norm(score)^2]
-        sliced, (42):       E [v^T (grad score) v + 1/2 norm(score)^2],  v ~ N(0, I)
+        exact trace, (41):  E [tr(grad score) + 1/2 norm(score)^2] / D
+        sliced, (42):       E [v^T (grad score) v + 1/2 norm(score)^2] / D,  v ~ N(0, I)
 
-    With blur = noise it has its minimum at the score that `denoising` finds, without ever
-    knowing eps; with blur = 0 it has none, since the data are a set of points (figure 24).
+    With blur = noise it has its minimum at the score that `denoising` finds, without
+    ever knowing eps; with blur = 0 it has none, since the data are a set of points
+    (figure 24).
     """
 
     def loss(
@@ -202,8 +209,9 @@ def train(
     """Train a network in place; return the loss of each step, (steps,), on the CPU.
 
     A step draws a batch of the data with replacement and takes one AdamW step on the
-    objective, whose gradient is cut to norm 1; the rate rises to lr in the first tenth, then falls to 0 as half a cosine. At the end the network has the
-    exponential average of its weights, `average` of which every step keeps.
+    objective, whose gradient is cut to norm 1; the rate rises to lr in the first tenth,
+    then falls to 0 as half a cosine. At the end the network has the exponential average
+    of its weights, `average` of which every step keeps.
 
     data: (n, D), on the network's device.
     """
@@ -306,8 +314,8 @@ def load(
 ) -> PointNetwork | None:
     """Return the network that `fit` would, from its recipe's file; None if there is none.
 
-    The file is used only if it was trained on just that: picture, objective, process, steps
-    and seed. Raises ValueError if it is damaged, or a file of something else.
+    The file is used only if it was trained on just that: picture, objective, process,
+    steps and seed. Raises ValueError if it is damaged, or a file of something else.
     """
     file = WEIGHTS / f"{name}.pt"
     if not file.exists():

@@ -72,6 +72,15 @@ def test_points_are_normalised_and_lead_back():
     assert gaps[gaps > 1e-4].min().item() == pytest.approx(LAW.pixel, rel=1e-3)
 
 
+def test_the_law_is_told_by_its_points(tmp_path):
+    """The same picture in another format is the same law, and another fit is not."""
+    with Image.open(HOMER) as image:
+        image.convert("L").save(tmp_path / "homer.bmp")
+    assert points(tmp_path / "homer.bmp").picture == LAW.picture
+    with pytest.warns(UserWarning, match="fit: "):
+        assert points(HOMER, fit=True).picture != LAW.picture
+
+
 # The command
 
 
@@ -175,6 +184,17 @@ def test_one_seed_gives_one_table(tmp_path):
 
     assert drawn(3) == drawn(3)
     assert drawn(3)[0] != drawn(4)[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_command_on_cuda(tmp_path, whole):
+    flags = ["--device", "cuda", "--film", "--output", tmp_path]
+    rows = rows_of(run(*flags))
+    assert [*rows] == [*whole[0]]
+    for key, row in rows.items():
+        here = float(whole[0][key]["on drawing"])
+        assert float(row["on drawing"]) == pytest.approx(here, abs=8)
+    run("--methods", "ddpm-learned", "--own", "--train", "--train-steps", 20, *flags)
 
 
 def test_own_networks_are_those_of_the_papers(tmp_path, monkeypatch):
@@ -336,6 +356,14 @@ def _refused(monkeypatch, capsys, flags, message):
 )
 def test_bad_flags_end_before_any_work(monkeypatch, capsys, flags, message):
     _refused(monkeypatch, capsys, flags.split(), message)
+
+
+def test_the_picture_is_not_overwritten(tmp_path, monkeypatch, capsys):
+    image = tmp_path / "points.png"
+    image.write_bytes(HOMER.read_bytes())
+    flags = ["--image", str(image), "--output", str(tmp_path)]
+    _refused(monkeypatch, capsys, flags, "--output would overwrite --image")
+    assert image.read_bytes() == HOMER.read_bytes()
 
 
 def test_unknown_law(capsys):

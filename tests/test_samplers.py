@@ -445,6 +445,19 @@ def test_ddpm_refuses_a_process_that_explodes(process):
         last(ddpm(wavy, process, double(2, 2)))
 
 
+@pytest.mark.parametrize(
+    "sampler, message",
+    [
+        (langevin, "signal of 1"),
+        (predictor_corrector, "signal of 1"),
+        (euler_maruyama, "vp_sde or ve_sde"),
+    ],
+)
+def test_samplers_refuse_a_process_without_what_they_need(sampler, message):
+    with pytest.raises(ValueError, match=message):
+        last(sampler(wavy, SHORT, double(2, 2)))
+
+
 # Encoding and interpolation
 
 
