@@ -128,15 +128,24 @@ def save_field(predictors: dict[str, Predictor], law: Points, path: Path) -> Non
     _save(figure, path)
 
 
-def save_paths(paths: dict[str, Tensor], law: Points, path: Path) -> None:
-    """Write a PNG of a few states' ways back, (states, n, 2) by title, over the drawing."""
-    figure, axes = panels(1, len(paths), side=4.5)
+def save_paths(paths: dict[str, Tensor], ends: Tensor, law: Points, path: Path) -> None:
+    """Write a PNG of ways back, (states, n, 2) by title, and of an interpolation's ends.
+
+    A square is a way's start, a circle its end; ends: (n, 2).
+    """
+    figure, axes = panels(1, len(paths) + 1, side=4.5)
     for (title, states), ax in zip(paths.items(), axes.flat):
         draw_cloud(ax, law.data, law, title, color=FAINT, s=5)
         ways = in_main_units(states, law).transpose(0, 1)
         for color, way in zip(COLOURS * len(ways), ways):
             ax.plot(*way.T, color=color, linewidth=0.7)
-            ax.plot(*way[-1], "o", color=color, markersize=6, markeredgecolor=INK)
+            style_of = {"color": color, "markersize": 6, "markeredgecolor": INK}
+            ax.plot(*way[0], "s", **style_of)
+            ax.plot(*way[-1], "o", **style_of)
+    ax = axes[0, -1]
+    draw_cloud(ax, law.data, law, color=FAINT, s=5)
+    draw_cloud(ax, ends, law, "ends of DDIM from an arc", color=COLOURS[0], s=18)
+    draw_cloud(ax, ends[[0, -1]], law, "ends of DDIM from an arc", color=INK, s=50)
     _save(figure, path)
 
 
@@ -145,8 +154,10 @@ def save_half(
 ) -> None:
     """Write a PNG of the points seen and unseen in training, and of clouds, by title."""
     figure, axes = panels(1, 1 + len(clouds), side=4.5)
-    for cloud, color in ((seen, INK), (unseen, COLOURS[1])):
-        draw_cloud(axes[0, 0], cloud, law, "points: seen (black), unseen", color, s=7)
+    for cloud, color in ((seen, INK), (unseen, COLOURS[0])):
+        draw_cloud(
+            axes[0, 0], cloud, law, "points: seen (black), unseen (blue)", color, s=7
+        )
     for (title, cloud), ax in zip(clouds.items(), axes.flat[1:]):
         draw_cloud(ax, cloud, law, title, s=3)
     for ax in axes.flat:  # the head's right side, where strokes can be told

@@ -202,6 +202,7 @@ def low(seeds: int) -> None:
         for draw, name in draws.items()
         for steps in (STEPS // 2, STEPS)
     }
+    ways["VE SDE, s uniform", f"{STEPS:,}"] = partial(way, "ve", STEPS)
     show_measures(["L_simple with", "training steps"], ways, seeds)
 
 
@@ -388,30 +389,41 @@ def paths(seeds: int) -> None:
     encoded = last(ddim_encode(exact, process, LAW.data[[0, -1]]))
     arc = [slerp(*encoded.split(1), share) for share in torch.linspace(0, 1, 100)]
     ends = last(ddim(exact, process, torch.cat(arc)))
-    states["ends of DDIM from the arc between two encoded points"] = ends[:, None]
-    figures.save_paths(states, LAW, DOCS / "paths.png")
+    figures.save_paths(states, ends, LAW, DOCS / "paths.png")
 
 
 def half(seeds: int) -> None:
     """Trained on every second point: what is covered of those seen and of the others."""
     seen, unseen = LAW.data[::2], LAW.data[1::2]
+
+    def blurred_points(seed: int) -> Tensor:
+        generator = seeded(LAW, seed)
+        drawn = draw_floor(LAW._replace(data=seen), SAMPLES, generator)
+        return drawn + 0.3 * LAW.pixel * draw_noise(LAW, SAMPLES, generator)
+
+    def network_draws(seed: int) -> Tensor:
+        trained = fit("low", LAW._replace(data=seen), seed=seed)
+        return drawn_by(ddpm, trained, linear(), seed)
+
+    ways = {
+        "network": network_draws,
+        "exact score of the seen": partial(drawn_by, ddpm, Exact(seen), linear()),
+        "the seen, blurred by 0.3 px": blurred_points,
+    }
     clouds = {}
 
     def rows() -> Iterator[list[str]]:
-        for kind in ("network", "exact score of the seen"):
+        for name, way in ways.items():
             runs = []
             for seed in range(seeds):
-                predictor = Exact(seen)
-                if kind == "network":
-                    predictor = fit("low", LAW._replace(data=seen), seed=seed)
-                drawn = drawn_by(ddpm, predictor, linear(), seed)
-                clouds.setdefault(kind, drawn)
-                sets = (seen, unseen)
-                near = [share_near(x, drawn, LAW.pixel / 2) for x in sets]
-                runs.append([100 * share for share in near])
-            yield [kind, *spread(runs)]
+                drawn = way(seed)
+                clouds.setdefault(name, drawn)
+                pairs = ((seen, drawn), (unseen, drawn), (drawn, LAW.data))
+                runs.append([100 * share_near(*pair, LAW.pixel / 2) for pair in pairs])
+            yield [name, *spread(runs, (1, 1, 1))]
 
-    show(["DDPM 1000 by", "seen points covered", "unseen points covered"], rows())
+    covered = ["seen points covered", "unseen points covered", "on drawing"]
+    show(["within half a pixel", *covered], rows())
     figures.save_half(seen, unseen, clouds, LAW, DOCS / "half.png")
 
 
