@@ -47,6 +47,7 @@ from comparison.samplers import (
     langevin,
     last,
     normal_like,
+    probability_flow,
     slerp,
 )
 from comparison.training import (
@@ -296,6 +297,39 @@ def _looks_back(
         yield x
 
 
+def width(seeds: int) -> None:
+    """How wide what the exact score draws is, and how far it is from the points."""
+    full, spaced = linear(), respaced(linear(), 50)
+
+    def flow(*args: object, generator: torch.Generator) -> Iterator[Tensor]:
+        return probability_flow(*args)
+
+    samplers = {
+        "DDPM 1000": (ddpm, full),
+        "DDPM 50, beta~": (partial(ddpm, variance="posterior"), spaced),
+        "flow 18": (flow, full),
+        "DDIM 10": (ddim, respaced(full, 10)),
+        "DDIM 10, strides of 111, looks back 100": (_looks_back, full),
+    }
+
+    def run(name: str, seed: int) -> tuple[float, float]:
+        sampler, process = samplers[name]
+        drawn = drawn_by(sampler, Exact(LAW.data), process, seed)
+        nearest = torch.cdist(drawn, LAW.data).amin(dim=1).median() / LAW.pixel
+        return drawn.square().mean().sqrt().item(), nearest.item()
+
+    def rows() -> Iterator[list[str]]:
+        for name in samplers:
+            yield [name, *spread((run(name, seed) for seed in range(seeds)), (3, 2))]
+
+    head = [
+        "sampler",
+        "root mean square (the law: 1)",
+        "median px to the nearest point",
+    ]
+    show(head, rows())
+
+
 def blind(seeds: int) -> None:
     """Frechet's distance: what it does not see, and how it falls with the samples."""
     mean, factor = LAW.data.mean(dim=0), torch.linalg.cholesky(LAW.data.T.cov())
@@ -486,6 +520,7 @@ TABLES = {
     "low": low,
     "covariance": covariance,
     "errata": errata,
+    "width": width,
     "blind": blind,
     "mixture": mixture,
     "field": field,
