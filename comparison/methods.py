@@ -76,9 +76,6 @@ def methods() -> list[Method]:
     ddpm_posterior = partial(ddpm, variance="posterior")
     ddpm_kept_alphas = partial(ddpm, rows=kept_rows(1000, 50).tolist())
 
-    def flow(*args: object, generator: torch.Generator) -> Iterator[Tensor]:
-        return probability_flow(*args)
-
     def spaced(kept: int) -> Process:
         return respaced(linear(), kept)
 
@@ -104,7 +101,7 @@ def methods() -> list[Method]:
         ),
         Method("ve-pc", "200", ve_sde(), predictor_corrector, "ve"),
         Method("vp-em", "1000", vp_sde(), euler_maruyama, "vp"),
-        Method("flow", "18", linear(), flow, "vp"),
+        Method("flow", "18", linear(), probability_flow, "vp"),
     ]
 
 

@@ -249,12 +249,14 @@ def probability_flow(
     *,
     levels: int = 18,
     rho: float = 7.0,
+    generator: Generator = None,
 ) -> Iterator[Tensor]:
     """Solve the probability flow, deterministic, by Heun's method. States are x / signal.
 
     In y = x / signal and r = noise / signal, any process's flow is dy/dr = eps. The
     levels go from the process's largest ratio to its smallest, evenly in r^(1/rho), and
     then to 0 by one step of Euler's: 2 levels - 1 evaluations (Karras et al., 2022).
+    generator is not used: all samplers are called alike.
     """
     ratios = (process.noise / process.signal).pow(1 / rho)
     r = torch.linspace(ratios[-1], ratios[0], levels, dtype=ratios.dtype).pow(rho)

@@ -300,14 +300,10 @@ def _looks_back(
 def width(seeds: int) -> None:
     """How wide what the exact score draws is, and how far it is from the points."""
     full, spaced = linear(), respaced(linear(), 50)
-
-    def flow(*args: object, generator: torch.Generator) -> Iterator[Tensor]:
-        return probability_flow(*args)
-
     samplers = {
         "DDPM 1000": (ddpm, full),
         "DDPM 50, beta~": (partial(ddpm, variance="posterior"), spaced),
-        "flow 18": (flow, full),
+        "flow 18": (probability_flow, full),
         "DDIM 10": (ddim, respaced(full, 10)),
         "DDIM 10, strides of 111, looks back 100": (_looks_back, full),
     }
