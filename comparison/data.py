@@ -1,15 +1,23 @@
-"""Laws made of the drawing: each of its points as a datum in the plane."""
+"""Laws made of the drawing: its points in the plane, and pictures of it in random poses."""
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image, ImageFilter
 from torch import Tensor
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
-from utils import IMG_SIZE, ImageFile, image_to_vector
+from comparison.measures import principal
+from utils import IMG_SIZE, ImageFile, _fit, _read, _square, image_to_vector
 
 HOMER = Path(__file__).resolve().parents[1] / "homer.png"
+
+
+# Points
 
 
 class Points(NamedTuple):
@@ -38,3 +46,103 @@ def points(
     data = ((cloud - centre) / scale).to(device)
     picture = hashlib.sha256(cloud.numpy().tobytes()).hexdigest()
     return Points(data, pixel, centre, scale, picture)
+
+
+# Pictures
+
+CANVAS, DARK = 600, 50
+"""Side in pixels of the square that a drawing is thickened on, and its lightest ink."""
+FINER = 8
+"""A pose is drawn this many times finer than its picture, and averaged."""
+
+
+class Pictures(NamedTuple):
+    """Pictures of a drawing in random poses: one law, drawn from three times.
+
+    All are (n, side^2), float32, row by row from the top: +1 is paper, -1 ink. data is
+    trained on; fresh tells copying from learning; reference is what the mean and the
+    covariance of samples are compared with, on its principal components, `axes`,
+    (side^2, 16). drawing: what is posed, (F, F), from 0, paper, to 1, ink. picture: the
+    SHA-256 of it and of n.
+    """
+
+    data: Tensor
+    fresh: Tensor
+    reference: Tensor
+    axes: Tensor
+    drawing: Tensor
+    side: int
+    picture: str
+
+
+def pictures(
+    image: ImageFile = HOMER,
+    device: torch.device | str = "cpu",
+    *,
+    fit: bool = False,
+    side: int = 32,
+    count: int = 2000,
+) -> Pictures:
+    """Return pictures of a drawing in random poses.
+
+    Its ink is what is as dark as grey 50 on a square of 600 pixels a side, found first
+    if `fit`, as `image_to_vector` does it. Strokes are thickened by 7 pixels each way,
+    as they must be to be seen at a side of 32. Raises ValueError if the image cannot be
+    read as a picture, or nothing is dark; a UserWarning says what `fit` did.
+    """
+    if fit:
+        grey, done = _fit(_read(image), CANVAS, DARK)
+        warnings.warn(f"fit: {done}", stacklevel=2)
+    else:
+        grey = _square(_read(image), CANVAS)
+    ink = grey.point([255 * (v <= DARK) for v in range(256)])
+    if not ink.getbbox():
+        darkest = grey.getextrema()[0]
+        message = f"no pixel is as dark as {DARK} (the darkest is {darkest}: try --fit)"
+        raise ValueError(f"{image!s:.200}: {message}")
+    thick = ink.filter(ImageFilter.MaxFilter(15))
+    small = thick.resize((FINER * side, FINER * side), Image.Resampling.BOX)
+    drawing = torch.from_numpy(np.asarray(small) / np.float32(255))
+    told_by = drawing.numpy().tobytes() + f"{count}".encode()
+    digest = hashlib.sha256(told_by).hexdigest()
+    drawing = drawing.to(device)
+    data, fresh, reference = (
+        posed(drawing, random_poses(count, torch.Generator().manual_seed(seed)))
+        for seed in range(3)
+    )
+    axes = principal(reference)
+    return Pictures(data, fresh, reference, axes, drawing, side, digest)
+
+
+def random_poses(count: int, generator: torch.Generator) -> Tensor:
+    """Draw poses: affine maps of the drawing about its centre, (count, 2, 3), on the CPU.
+
+    In this order: mirrored in half the cases, sheared by N(0, 0.08^2), scaled by
+    exp(N(0, 0.12^2)) / 1.25, turned by N(0, (12 degrees)^2), and shifted each way by
+    N(0, (1/24 of the side)^2). Units are half sides.
+    """
+    z = torch.randn(5, count, generator=generator)
+    mirror = 1 - 2 * torch.randint(2, (count,), generator=generator)
+    shear, size, angle = 0.08 * z[0], (0.12 * z[1]).exp() / 1.25, z[2] * torch.pi / 15
+    cos, sin = size * angle.cos(), size * angle.sin()
+    shift = z[3:] / 12
+    x = torch.stack([mirror * cos, shear * cos - sin, shift[0]], dim=1)
+    y = torch.stack([mirror * sin, shear * sin + cos, shift[1]], dim=1)
+    return torch.stack([x, y], dim=1)
+
+
+def posed(drawing: Tensor, poses: Tensor) -> Tensor:
+    """Return pictures of a drawing, (F, F), in these poses, (n, 2, 3): (n, (F/8)^2).
+
+    A pose maps where ink is in the drawing to where it is in the picture; where nothing
+    comes from, there is paper.
+    """
+    last_row = torch.tensor([0.0, 0.0, 1.0]).expand(len(poses), 1, 3)
+    back = torch.cat([poses, last_row], dim=1).inverse()[:, :2].to(drawing)
+    parts = []
+    for chunk in back.split(64):
+        size = (len(chunk), 1, *drawing.shape)
+        grid = affine_grid(chunk, size, align_corners=False)
+        ink = grid_sample(drawing.expand(size), grid, align_corners=False)
+        parts.append(1 - 2 * avg_pool2d(ink, FINER).flatten(1))
+    return torch.cat(parts)

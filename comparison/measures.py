@@ -1,4 +1,4 @@
-"""How far a sample is from the law: measures on points, in any unit of length.
+"""How far a sample is from the law, in any unit of length.
 
 `samples` are (m, D) and `points`, the law's, (n, D), each of which is equally likely.
 Every measure has a floor, which as many draws from the law itself have, and a ceiling,
@@ -41,6 +41,20 @@ def sliced(samples: Tensor, points: Tensor, directions: int = 32) -> float:
     )
     area = (below_a - below_b).abs() * ends.diff(dim=1)
     return area.sum(dim=1).mean().item()
+
+
+def nearest(these: Tensor, those: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distance from each of these, (m, D), to its nearest of those, and which.
+
+    Distances far below the norms, as of copies, are not to be relied on.
+    """
+    return torch.cdist(these, those).min(dim=1)
+
+
+def principal(data: Tensor, count: int = 16) -> Tensor:
+    """Return the principal components of data, (n, D): (D, count), the largest last."""
+    _, directions = torch.linalg.eigh(data.T.double().cov())
+    return directions[:, -count:].to(data)
 
 
 def frechet(samples: Tensor, points: Tensor) -> float:

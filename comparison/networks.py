@@ -1,14 +1,16 @@
-"""Networks that predict noise. Their arguments are a predictor's: (x_t, signal, noise).
+"""Networks. Their arguments are a predictor's: (x_t, signal, noise).
 
 A network sees x_t scaled to unit variance and log(noise / signal), so that one and the
 same serves every process whose levels it has seen.
 """
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate, scaled_dot_product_attention, silu
 
 
 def unit(x_t: Tensor, signal: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,3 +55,146 @@ class PointNetwork(nn.Module):
         x, level = unit(x_t, signal, noise)
         angles = torch.cat([x @ self.waves, level * self.level_waves], dim=1)
         return self.layers(torch.cat([x, angles.sin(), angles.cos()], dim=1))
+
+
+# The U-Net. Shapes inside are (B, channels, height, width); `level` is (B, L).
+
+
+class Block(nn.Module):
+    """A residual block, told the level by adaptive group normalisation, (17):
+
+    h = conv(SiLU(GroupNorm(x)))
+    h = conv(SiLU((1 + scale) GroupNorm(h) + shift)),    scale, shift linear in level
+    x + h, where x goes through a 1x1 convolution if its channels are not `outputs`
+    """
+
+    def __init__(self, inputs: int, outputs: int, level: int, groups: int) -> None:
+        super().__init__()
+        self.norm_1 = nn.GroupNorm(groups, inputs)
+        self.conv_1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.modulation = nn.Linear(level, 2 * outputs)
+        self.norm_2 = nn.GroupNorm(groups, outputs)
+        self.conv_2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        nn.init.zeros_(self.conv_2.weight)  # at first it adds its bias alone
+        same = inputs == outputs
+        self.skip = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        scale, shift = self.modulation(level)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv_1(silu(self.norm_1(x)))
+        h = self.conv_2(silu((1 + scale) * self.norm_2(h) + shift))
+        return self.skip(x) + h
+
+
+class Attention(nn.Module):
+    """Self-attention between the pixels, one head: x + what each takes from all."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels)
+        self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        pixels = self.query_key_value(self.norm(x)).flatten(2).transpose(1, 2)
+        mixed = scaled_dot_product_attention(*pixels.chunk(3, dim=2))
+        return x + self.out(mixed.transpose(1, 2).reshape(x.shape))
+
+
+class Down(nn.Conv2d):
+    """A strided convolution to half the height and width."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class Up(nn.Conv2d):
+    """Each pixel doubled both ways, then a convolution to the next resolution's channels."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        return super().forward(interpolate(x, scale_factor=2.0))
+
+
+class UNet(nn.Module):
+    """A U-Net on square pictures, after Ho et al. (2020) and the survey, but smaller.
+
+    On the way down, each resolution has `blocks` residual blocks, and a strided
+    convolution leads to the next. In the middle, self-attention is between two blocks.
+    On the way up, each resolution has one block more than on the way down, and each of
+    them is given, concatenated, a state of the way down, the last one first.
+
+    channels: of each resolution, the highest first; multiples of `groups`, the groups of
+    each GroupNorm. seed drives the initial weights, and leaves PyTorch's global state as
+    it was. Without gradients, a CPU that has bfloat16 computes in it: in 0.6 of the time,
+    and with errors of a hundredth.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (16, 32, 64, 64),
+        blocks: int = 1,
+        groups: int = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            width, level = channels[0], 4 * channels[0]
+            self.register_buffer("level_waves", torch.logspace(-1, 1, level // 2))
+            self.level = nn.Sequential(
+                nn.Linear(level, level), nn.SiLU(), nn.Linear(level, level), nn.SiLU()
+            )
+            self.first = nn.Conv2d(1, width, 3, padding=1)
+            skips, down, up = [width], [], []
+            for depth, outputs in enumerate(channels):
+                if depth > 0:
+                    down.append(Down(width))
+                    skips.append(width)
+                for _ in range(blocks):
+                    down.append(Block(width, outputs, level, groups))
+                    width = outputs
+                    skips.append(width)
+            middle = [
+                Block(width, width, level, groups),
+                Attention(width, groups),
+                Block(width, width, level, groups),
+            ]
+            for depth, outputs in reversed([*enumerate(channels)]):
+                for _ in range(blocks + 1):
+                    up.append(Block(width + skips.pop(), outputs, level, groups))
+                    width = outputs
+                if depth > 0:
+                    width = channels[depth - 1]
+                    up.append(Up(outputs, width))
+            self.down, self.middle, self.up = map(nn.ModuleList, (down, middle, up))
+            self.norm = nn.GroupNorm(groups, width)
+            self.last = nn.Conv2d(width, 1, 3, padding=1)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+        """Take and return (B, side^2), side a multiple of 2^(len(channels) - 1)."""
+        x, level = unit(x_t, signal, noise)
+        angles = level * self.level_waves
+        side = math.isqrt(x.shape[1])
+        # In training it would gain nothing.
+        fast = not torch.is_grad_enabled() and torch.cpu._is_avx512_bf16_supported()
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+            level = self.level(torch.cat([angles.sin(), angles.cos()], dim=1))
+            h = self.first(x.view(-1, 1, side, side))
+            states = [h]
+            for piece in self.down:
+                h = piece(h, level)
+                states.append(h)
+            for piece in self.middle:
+                h = piece(h, level)
+            for piece in self.up:
+                if isinstance(piece, Block):
+                    h = torch.cat([h, states.pop()], dim=1)
+                h = piece(h, level)
+            return self.last(silu(self.norm(h))).flatten(1).to(x)

@@ -92,14 +92,18 @@ def clipped(predictor: Predictor, low: Tensor, high: Tensor) -> Predictor:
 
 
 def from_velocity(network: Predictor) -> Predictor:
-    """Return the predictor of a network whose output is the velocity signal eps - noise x_0.
+    """Return the predictor of a network whose output is the velocity of x_t / scale:
 
-    eps = (signal velocity + noise x_t) / (signal^2 + noise^2).
+        velocity = (signal eps - noise x_0) / scale,  scale = sqrt(signal^2 + noise^2),
+        eps = (noise x_t / scale + signal velocity) / scale
+
+    It is that of the scaled state since that is what the network sees.
     """
 
     def predict(x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+        scale = (signal.square() + noise.square()).sqrt()
         velocity = network(x_t, signal, noise)
-        return (signal * velocity + noise * x_t) / (signal.square() + noise.square())
+        return (noise * x_t / scale + signal * velocity) / scale
 
     return predict
 

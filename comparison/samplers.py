@@ -136,6 +136,37 @@ def slerp(x: Tensor, y: Tensor, share: float) -> Tensor:
     return (((1 - share) * angle).sin() * x + (share * angle).sin() * y) / angle.sin()
 
 
+@torch.no_grad()
+def inpaint(
+    predictor: Predictor,
+    process: Process,
+    x_T: Tensor,
+    known: Tensor,
+    given: Tensor,
+    *,
+    generator: Generator = None,
+) -> Iterator[Tensor]:
+    """Draw the rest of data of which a part is given, section 4.4: DDPM with beta~_t.
+
+    Before each step, the given part of x_t is replaced by that part of q(x_t | known);
+    at the end it is the given one. The rest's law is the conditional one only nearly:
+    what is given reaches it through the predictor alone. known: (D,) or (B, D); given: which coordinates are,
+    bool, of the same shape. process: a variance-preserving one, else ValueError.
+    """
+    alphas, _ = process.schedule()
+    mean = denoiser(predictor, process)
+    yield x_T
+    x = x_T
+    for t in reversed(range(process.steps)):
+        signal, noise = process.at(t, x)
+        noised = signal * known + noise * normal_like(x, generator)
+        x = torch.where(given, noised, x)
+        x = denoise_with_mu(
+            mean, x, t, alphas, variance="posterior", generator=generator
+        )
+        yield torch.where(given, known, x) if t == 0 else x
+
+
 # Langevin
 
 

@@ -6,8 +6,10 @@ noise and forms x_t itself.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -19,8 +21,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import trange
 
-from comparison.data import Points
-from comparison.networks import PointNetwork
+from comparison.data import Pictures, Points
+from comparison.networks import PointNetwork, UNet
 from comparison.predictors import Predictor, interpolated_variance
 from comparison.processes import (
     Process,
@@ -92,7 +94,7 @@ def _noised(
 def simple(levels: Levels, velocity: bool = False) -> Objective:
     """L_simple, (24): the mean of (eps - eps_theta(x_t, t))^2.
 
-    velocity: the network's output is signal eps - noise x_0 instead (`from_velocity`).
+    velocity: the network's output is the velocity instead, as `from_velocity` takes it.
     With `uniform_time` this is the objective in continuous time, (36), lambda =
     noise^2.
     """
@@ -102,7 +104,10 @@ def simple(levels: Levels, velocity: bool = False) -> Objective:
     ) -> Tensor:
         signal, noise = levels(x_start, generator)
         x_t, eps = _noised(x_start, signal, noise, generator)
-        target = signal * eps - noise * x_start if velocity else eps
+        target = eps
+        if velocity:
+            scale = (signal.square() + noise.square()).sqrt()
+            target = (signal * eps - noise * x_start) / scale
         return mse_loss(network(x_t, signal, noise), target)
 
     return loss
@@ -192,7 +197,7 @@ def score_matching(noise: float, blur: float, sliced: bool = False) -> Objective
 
 # The loop
 
-STEPS = 8_000
+STEPS, PICTURE_STEPS = 8_000, 5_400
 
 
 def train(
@@ -246,14 +251,24 @@ WEIGHTS = Path(__file__).with_name("weights")
 
 
 class Recipe(NamedTuple):
-    """What a network is trained on, in the words that its file holds, and its objective."""
+    """What a network is trained on, in the words that its file holds, and how.
+
+    network: makes it, called with the seed of its weights. options: of `train`.
+    """
 
     objective: str
     process: str
     loss: Callable[[], Objective]
-    outputs: int = 2
+    network: Callable[..., nn.Module] = PointNetwork
+    steps: int = STEPS
+    options: Mapping[str, float] = MappingProxyType({})
 
 
+ON_PICTURES = {
+    "network": UNet,
+    "steps": PICTURE_STEPS,
+    "options": {"batch_size": 16, "lr": 2e-3, "average": 0.998},
+}
 RECIPES = {
     "simple": Recipe(
         "L_simple, t uniform",
@@ -264,7 +279,7 @@ RECIPES = {
         "L_hybrid, t uniform",
         "linear, 50 of 1000 levels",
         lambda: hybrid(respaced(linear(), 50)),
-        outputs=4,
+        partial(PointNetwork, 4),
     ),
     "low": Recipe(
         "L_simple, t = T u^2",
@@ -289,19 +304,42 @@ RECIPES = {
     "ve": Recipe(
         "continuous time", "VE SDE, 0.01 to 50", lambda: simple(uniform_time(ve_sde))
     ),
+    "unet": Recipe(
+        "L_simple on the velocity, t uniform",
+        "cosine, 1000 levels",
+        lambda: simple(uniform_level(cosine()), velocity=True),
+        **ON_PICTURES,
+    ),
+    "unet-linear": Recipe(
+        "L_simple on the velocity, t uniform",
+        "linear, 1000 levels",
+        lambda: simple(uniform_level(linear()), velocity=True),
+        **ON_PICTURES,
+    ),
 }
 
 
-def fit(name: str, law: Points, *, steps: int = STEPS, seed: int = 0) -> PointNetwork:
-    """Return the network of a recipe, trained on a law's points, on their device."""
+def fit(
+    name: str, law: Points | Pictures, *, steps: int | None = None, seed: int = 0
+) -> nn.Module:
+    """Return the network of a recipe, trained on a law's data, on their device.
+
+    steps: of training; None for the recipe's.
+    """
     recipe = RECIPES[name]
-    network = PointNetwork(recipe.outputs, seed=seed).to(law.data.device)
-    train(network, recipe.loss(), law.data, steps=steps, seed=seed)
+    network = recipe.network(seed=seed).to(law.data.device)
+    options = {"steps": steps or recipe.steps, "seed": seed, **recipe.options}
+    train(network, recipe.loss(), law.data, **options)
     return network.eval().requires_grad_(False)
 
 
 def save(
-    name: str, network: PointNetwork, law: Points, *, steps: int = STEPS, seed: int = 0
+    name: str,
+    network: nn.Module,
+    law: Points | Pictures,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
 ) -> None:
     """Write a network as the file of its recipe, with what it was trained on."""
     weights = {key: value.cpu() for key, value in network.state_dict().items()}
@@ -310,8 +348,8 @@ def save(
 
 
 def load(
-    name: str, law: Points, *, steps: int = STEPS, seed: int = 0
-) -> PointNetwork | None:
+    name: str, law: Points | Pictures, *, steps: int | None = None, seed: int = 0
+) -> nn.Module | None:
     """Return the network that `fit` would, from its recipe's file; None if there is none.
 
     The file is used only if it was trained on just that: picture, objective, process,
@@ -320,7 +358,7 @@ def load(
     file = WEIGHTS / f"{name}.pt"
     if not file.exists():
         return None
-    network = PointNetwork(RECIPES[name].outputs)
+    network = RECIPES[name].network()
     try:
         content = torch.load(file, weights_only=True, map_location="cpu")
         fits = content["trained_on"] == _trained_on(name, law, steps, seed)
@@ -332,12 +370,14 @@ def load(
     return network if fits else None
 
 
-def _trained_on(name: str, law: Points, steps: int, seed: int) -> dict[str, object]:
-    objective, process, *_ = RECIPES[name]
+def _trained_on(
+    name: str, law: Points | Pictures, steps: int | None, seed: int
+) -> dict[str, object]:
+    recipe = RECIPES[name]
     return {
         "picture": law.picture,
-        "objective": objective,
-        "process": process,
-        "steps": steps,
+        "objective": recipe.objective,
+        "process": recipe.process,
+        "steps": steps or recipe.steps,
         "seed": seed,
     }

@@ -154,7 +154,8 @@ def test_the_velocity_is_the_target_it_says(name):
     network = Recording(wavy)
     loss = simple(LEVELS[name], velocity=True)(network, x_start, seeded_by(2))
     _, signal, noise = network.asked
-    target = signal * network.eps(x_start) - noise * x_start
+    scale = (signal**2 + noise**2).sqrt()
+    target = (signal * network.eps(x_start) - noise * x_start) / scale
     expected = (network.answer - target).square().mean()
     assert loss.item() == pytest.approx(expected.item())
 

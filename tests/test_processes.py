@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad, solve_ivp
 
 from comparison.data import points
+from comparison.networks import PointNetwork
 from comparison.predictors import (
     Exact,
     best_variance,
@@ -390,9 +391,20 @@ def test_clipped_keeps_the_estimate_in_the_box(signal, noise):
 @pytest.mark.parametrize("signal, noise", LEVELS)
 def test_velocity_leads_to_the_noise(signal, noise):
     x_start, eps = double(7, 2, seed=14), double(7, 2, seed=15)
-    predictor = from_velocity(lambda *_: signal * eps - noise * x_start)
+    scale = (signal**2 + noise**2) ** 0.5
+    predictor = from_velocity(lambda *_: (signal * eps - noise * x_start) / scale)
     got = predictor(signal * x_start + noise * eps, signal, noise)
     torch.testing.assert_close(got, eps)
+
+
+def test_the_velocity_of_a_network_does_not_depend_on_the_scale_of_the_process():
+    """What a network sees is scaled, so its velocity leads to one eps at any scale."""
+    x_t, network = double(7, 2, seed=14), PointNetwork().double()
+    predictor = from_velocity(network)
+    preserving = predictor(x_t, number(0.6), number(0.8))
+    for scale in (0.1, 1 / 0.6, 30):
+        got = predictor(scale * x_t, number(0.6 * scale), number(0.8 * scale))
+        torch.testing.assert_close(got, preserving, rtol=1e-6, atol=1e-9)
 
 
 def test_velocity_is_the_motion_along_the_circle():
