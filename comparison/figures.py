@@ -1,7 +1,10 @@
-"""What one looks at: clouds, films, fields and paths, on the axes of `main.py`'s film."""
+"""What one looks at: clouds, films, fields, paths, tables, pictures.
+
+What is in the plane is drawn on the axes of `main.py`'s film.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +15,17 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
-from comparison.data import Points
+from comparison.data import Pictures, Points
+from comparison.measures import nearest
+from comparison.methods import Row, head
+from comparison.picture_methods import PictureRow
 from comparison.predictors import Predictor
 from main import INK, PAPER, X_LIMITS, Y_LIMITS, stills
 
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 FAINT = "#a38a00"
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"]
@@ -42,6 +50,12 @@ def panels(rows: int, columns: int, side: float = 2.0) -> tuple[Figure, np.ndarr
 def _save(figure: Figure, path: Path) -> None:
     with style.context("default"):
         figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.05)
+
+
+def _save_gif(sheets: Sequence[Image.Image], path: Path) -> None:
+    first, *others = sheets
+    durations = [100] * len(others) + [2000]
+    first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
 
 
 def in_main_units(x: Tensor, law: Points) -> Tensor:
@@ -100,9 +114,7 @@ def save_film(
             labels.append(f"{title}: {k}")
         sheet = stills(torch.stack(clouds), labels, columns=len(paths), dpi=48)
         sheets.append(sheet.quantize(32))
-    first, *others = sheets
-    durations = [100] * (frames - 1) + [2000]
-    first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
+    _save_gif(sheets, path)
 
 
 def save_field(predictors: dict[str, Predictor], law: Points, path: Path) -> None:
@@ -173,3 +185,104 @@ def save_mixture(clouds: dict[str, Tensor], path: Path) -> None:
         ax.set(xlim=(-10, 10), ylim=(-10, 10))
         ax.set_title(title, size=10)
     _save(figure, path)
+
+
+# Tables
+
+
+def over(values: Iterable[float], digits: int) -> str:
+    """Return the mean of values and half of what lies between lowest and highest."""
+    values = list(values)
+    mean, half = sum(values) / len(values), (max(values) - min(values)) / 2
+    digits = f".{digits}f" if mean < 1e6 else ".0e"
+    return f"{mean:{digits}} ± {half:{digits}}"
+
+
+def spread(
+    runs: Iterable[Iterable[float]], digits: tuple[int, ...] = (1, 1, 2, 2)
+) -> list[str]:
+    """Return each column of runs, the measures for instance, `over` the runs."""
+    return [over(values, d) for values, d in zip(zip(*runs), digits)]
+
+
+def show(fields: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
+    """Print a Markdown table, each row as soon as it is there."""
+    print(head(fields))
+    for row in rows:
+        print(f"| {' | '.join(map(str, row))} |", flush=True)
+    print()
+
+
+def show_rows(
+    runs: Sequence[Sequence[Row | PictureRow]], digits: tuple[int, ...] = (1, 1, 2, 2)
+) -> None:
+    """Print a table of methods, run with several seeds; of the seconds the median."""
+
+    def rows() -> Iterator[list[str]]:
+        for same in zip(*runs):
+            cells = spread((row[4:8] for row in same), digits)
+            seconds = sorted(row.seconds for row in same)[len(same) // 2]
+            yield [*same[0][:4], *cells, f"{seconds:.1f}"]
+
+    show(runs[0][0]._fields, rows())
+
+
+# Pictures
+
+
+def mosaic(x: Tensor, columns: int, gap: int = 2, scale: int = 1) -> np.ndarray:
+    """Return pictures, (n, side^2), as one of uint8 greys, row by row on a grid.
+
+    What is blacker than ink or whiter than paper is drawn as ink or paper.
+    """
+    side, rows = math.isqrt(x.shape[1]), math.ceil(len(x) / columns)
+    greys = ((x.cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    cells = torch.full((rows * columns, side + gap, side + gap), 190, dtype=torch.uint8)
+    cells[: len(x), gap // 2 : side + gap // 2, gap // 2 : side + gap // 2] = (
+        greys.view(-1, side, side)
+    )
+    grid = cells.view(rows, columns, side + gap, side + gap).transpose(1, 2)
+    whole = grid.reshape(rows * (side + gap), columns * (side + gap))
+    return whole.repeat_interleave(scale, 0).repeat_interleave(scale, 1).numpy()
+
+
+def save_mosaics(parts: dict[str, Tensor], columns: int, path: Path) -> None:
+    """Write a PNG of pictures, (n, side^2) by title, each part on its own grid."""
+    width = 9.0
+    greys = {title: mosaic(x, columns) for title, x in parts.items()}
+    heights = [width * grey.shape[0] / grey.shape[1] for grey in greys.values()]
+    with style.context("default"):
+        size = (width, sum(heights) + 0.3 * len(heights))
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(len(heights), height_ratios=heights, squeeze=False)
+    for ax, (title, grey) in zip(axes.flat, greys.items()):
+        ax.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        ax.set_title(title, size=9, loc="left")
+        ax.set_axis_off()
+    _save(figure, path)
+
+
+def save_picture_rows(
+    pairs: Sequence[tuple[PictureRow, Tensor]], law: Pictures, path: Path
+) -> None:
+    """Write a PNG of samples of each row, and below each its nearest in training."""
+    parts, columns = {}, 14
+    for row, samples in pairs:
+        words = row.method, row.steps, row.predictor
+        title = " ".join(word for word in words if word != "-")
+        title += "" if parts else "; below each sample the nearest picture trained on"
+        x = samples[:columns]
+        _, index = nearest(x, law.data)
+        blank = x.new_ones(columns - len(x), x.shape[1])
+        parts[title] = torch.cat([x, blank, law.data[index], blank])
+    save_mosaics(parts, columns, path)
+
+
+def save_picture_film(states: Tensor, path: Path, *, columns: int = 8) -> None:
+    """Write a GIF of a sampler's states, (states, n, side^2), from noise to pictures."""
+    sheets = []
+    for state in states:
+        sheet = Image.fromarray(mosaic(state, columns, scale=2))
+        sheets.append(sheet.quantize(8))
+    _save_gif(sheets, path)

@@ -1,4 +1,4 @@
-"""The rows of the table: each method is a process, a sampler and a start.
+"""The rows of the points' table: each method is a process, a sampler and a start.
 
 A method runs with the exact score of the data, which shows what the sampler loses, and
 with a network that was trained on them, which shows what learning loses.
@@ -13,9 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from comparison.data import Points
+from comparison.data import Pictures, Points
 from comparison.measures import frechet, share_near, sliced
-from comparison.networks import PointNetwork
 from comparison.predictors import (
     Exact,
     Predictor,
@@ -125,19 +124,23 @@ class Counted:
         return self.predictor(x_t, signal, noise)
 
 
-def seeded(law: Points, seed: int) -> torch.Generator:
+def seeded(law: Points | Pictures, seed: int) -> torch.Generator:
     """Return a generator on the law's device."""
     return torch.Generator(law.data.device).manual_seed(seed)
 
 
-def draw_noise(law: Points, samples: int, generator: torch.Generator) -> Tensor:
+def draw_noise(
+    law: Points | Pictures, samples: int, generator: torch.Generator
+) -> Tensor:
     """Draw from N(0, I), the ceiling of every measure, and most samplers' start."""
     like = {"generator": generator, "device": law.data.device}
     return torch.randn(samples, law.data.shape[1], **like)
 
 
-def draw_box(law: Points, samples: int, generator: torch.Generator) -> Tensor:
-    """Draw uniformly from [-1, 1]^2."""
+def draw_box(
+    law: Points | Pictures, samples: int, generator: torch.Generator
+) -> Tensor:
+    """Draw uniformly from [-1, 1]^D."""
     like = {"generator": generator, "device": law.data.device}
     return 2 * torch.rand(samples, law.data.shape[1], **like) - 1
 
@@ -150,12 +153,12 @@ def draw_floor(law: Points, samples: int, generator: torch.Generator) -> Tensor:
 
 def states(
     method: Method,
-    law: Points,
+    law: Points | Pictures,
     samples: int,
     seed: int,
-    network: PointNetwork | None = None,
+    network: Predictor | None = None,
 ) -> tuple[Counted, Iterator[Tensor]]:
-    """Return the predictor and the states, (samples, 2) each, of a method.
+    """Return the predictor and the states, (samples, D) each, of a method.
 
     network: None for the exact predictor.
     """
@@ -174,11 +177,27 @@ def states(
     return counted, method.sampler(counted, method.process, x_T, **options)
 
 
+def timed(
+    method: Method,
+    law: Points | Pictures,
+    samples: int,
+    seed: int,
+    network: Predictor | None = None,
+) -> tuple[Tensor, int, float]:
+    """Return what a method draws, (samples, D), its predictor's calls, and seconds."""
+    began = perf_counter()
+    predictor, path = states(method, law, samples, seed, network)
+    drawn = last(path)
+    if drawn.is_cuda:  # which still computes
+        torch.cuda.synchronize()
+    return drawn, predictor.calls, perf_counter() - began
+
+
 def film_states(
     law: Points,
     samples: int,
     seed: int,
-    network_of: Callable[[str], PointNetwork],
+    network_of: Callable[[str], Predictor],
     own: bool = False,
 ) -> dict[str, Tensor]:
     """Return all states, (states, samples, 2), of the methods of `FILMED`, learned."""
@@ -214,7 +233,9 @@ class Row(NamedTuple):
         return f"| {' | '.join(cells)} |"
 
 
-HEAD = f"| {' | '.join(Row._fields).replace('_', ' ')} |\n|{'---|' * len(Row._fields)}"
+def head(fields: Sequence[str]) -> str:
+    """Return the head of a Markdown table, from the fields of its rows."""
+    return f"| {' | '.join(fields).replace('_', ' ')} |\n|{'---|' * len(fields)}"
 
 
 def measures(samples: Tensor, law: Points) -> tuple[float, float, float, float]:
@@ -232,7 +253,7 @@ def table(
     names: Sequence[str],
     samples: int,
     seed: int,
-    network_of: Callable[[str], PointNetwork],
+    network_of: Callable[[str], Predictor],
     own: bool = False,
 ) -> Iterator[tuple[Row, Tensor]]:
     """Yield each row and its samples, (samples, 2).
@@ -250,13 +271,8 @@ def table(
         for kind in ("exact", "learned") if method.name in names else ():
             network = network_of(method.network(own)) if kind == "learned" else None
             clip = ", clipped" if method.clip and network else ""
-            began = perf_counter()
-            predictor, path = states(method, law, samples, seed, network)
-            drawn = last(path)
-            if drawn.is_cuda:  # which still computes
-                torch.cuda.synchronize()
-            seconds = perf_counter() - began
-            columns = method.name, kind + clip, method.steps, predictor.calls
+            drawn, calls, seconds = timed(method, law, samples, seed, network)
+            columns = method.name, kind + clip, method.steps, calls
             yield Row(*columns, *measures(drawn, law), seconds), drawn
 
 

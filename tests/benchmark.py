@@ -23,6 +23,7 @@ import pandas as pd
 import seaborn as sns
 import torch
 from celluloid import Camera
+from diffusers import UNet2DModel
 from PIL import Image
 from torch import nn
 from torch.distributions import MultivariateNormal
@@ -31,7 +32,7 @@ from tqdm import tqdm
 
 import main
 from comparison.data import points
-from comparison.networks import PointNetwork
+from comparison.networks import PointNetwork, UNet
 from comparison.predictors import Exact
 from comparison.processes import linear
 from comparison.training import simple, train, uniform_level
@@ -310,6 +311,43 @@ def in_turn(ours, bare, repeats):
     return median(times[0::2]) / median(times[1::2])
 
 
+def unet_ratio():
+    """Return a training step of the U-Net over one of diffusers' that is built alike."""
+    channels = (16, 32, 64, 64)
+    theirs = UNet2DModel(
+        sample_size=32,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=channels,
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=["DownBlock2D"] * len(channels),
+        up_block_types=["UpBlock2D"] * len(channels),
+        attention_head_dim=channels[-1],
+        resnet_time_scale_shift="scale_shift",
+    )
+    x, level = torch.randn(16, 1024), torch.full((16, 1), 0.5)
+    pictures, t = x.view(-1, 1, 32, 32), torch.full((16,), 500)
+
+    def stepping(network, call):
+        optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+
+        def steps():
+            for _ in range(5):
+                optimizer.zero_grad()
+                mse_loss(call(), x).backward()
+                optimizer.step()
+
+        return steps
+
+    ours = UNet(channels)
+    return in_turn(
+        stepping(ours, lambda: ours(x, level, level)),
+        stepping(theirs, lambda: theirs(pictures, t).sample.flatten(1)),
+        9,
+    )
+
+
 def comparison_ratios():
     """Return an exact call, and training steps, over what they are made of."""
     data, generator = points().data, torch.Generator().manual_seed(0)
@@ -401,6 +439,8 @@ def run():
         f"takes {1000 * fetched_anew:.0f} ms, with it {1000 * kept:.0f} ms."
     )
     exact_call, training = comparison_ratios()
+    unet = unet_ratio()
+    print(f"\nA training step of the U-Net takes {unet:.2f} of one of diffusers'.")
     print(
         f"\nAn exact call of 2,000 points takes {exact_call:.2f} of its products and "
         f"softmax, a training step of the comparison {training:.2f} of its network's."
