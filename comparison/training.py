@@ -53,11 +53,11 @@ def _uniform(x_start: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def uniform_level(process: Process) -> Levels:
     """t uniform over the rows, as in Ho et al.'s algorithm 1."""
-    return low_level(process, 1)
+    return power_level(process, 1)
 
 
-def low_level(process: Process, power: float = 2) -> Levels:
-    """t = T u^power with u uniform: small noise more often."""
+def power_level(process: Process, power: float = 2) -> Levels:
+    """t = T u^power with u uniform: small noise more often, and less with power < 1."""
 
     def draw(
         x_start: Tensor, generator: torch.Generator | None
@@ -284,7 +284,7 @@ RECIPES = {
     "low": Recipe(
         "L_simple, t = T u^2",
         "linear, 1000 levels",
-        lambda: simple(low_level(linear())),
+        lambda: simple(power_level(linear())),
     ),
     "cosine": Recipe(
         "L_simple, t uniform",
@@ -305,9 +305,9 @@ RECIPES = {
         "continuous time", "VE SDE, 0.01 to 50", lambda: simple(uniform_time(ve_sde))
     ),
     "unet": Recipe(
-        "L_simple on the velocity, t uniform",
+        "L_simple on the velocity, t = T u^(2/3)",
         "cosine, 1000 levels",
-        lambda: simple(uniform_level(cosine()), velocity=True),
+        lambda: simple(power_level(cosine(), 2 / 3), velocity=True),
         **ON_PICTURES,
     ),
     "unet-linear": Recipe(

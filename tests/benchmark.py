@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from unittest.mock import patch
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -348,6 +349,27 @@ def unet_ratio():
     )
 
 
+def unet_sampling_ratios():
+    """Return a call in bfloat16, and one in the plain memory format, over float32's."""
+    network, plain = UNet(), UNet().to(memory_format=torch.contiguous_format)
+    x, level = torch.randn(300, 1024), torch.tensor(0.5)
+
+    def call(network, bfloat16):
+        with (
+            torch.no_grad(),
+            patch.object(torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16),
+        ):
+            network(x, level, level)
+
+    def float32():
+        call(network, False)
+
+    return (
+        in_turn(lambda: call(network, True), float32, 9),
+        in_turn(lambda: call(plain, False), float32, 9),
+    )
+
+
 def comparison_ratios():
     """Return an exact call, and training steps, over what they are made of."""
     data, generator = points().data, torch.Generator().manual_seed(0)
@@ -439,8 +461,12 @@ def run():
         f"takes {1000 * fetched_anew:.0f} ms, with it {1000 * kept:.0f} ms."
     )
     exact_call, training = comparison_ratios()
-    unet = unet_ratio()
-    print(f"\nA training step of the U-Net takes {unet:.2f} of one of diffusers'.")
+    unet, (bfloat16, plain) = unet_ratio(), unet_sampling_ratios()
+    print(
+        f"\nA training step of the U-Net takes {unet:.2f} of one of diffusers'; a call "
+        f"without gradients in bfloat16 {bfloat16:.2f} of one in float32, in the plain "
+        f"memory format {plain:.2f} of one with channels last."
+    )
     print(
         f"\nAn exact call of 2,000 points takes {exact_call:.2f} of its products and "
         f"softmax, a training step of the comparison {training:.2f} of its network's."

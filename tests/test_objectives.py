@@ -27,7 +27,7 @@ from comparison.samplers import ddim, last
 from comparison.training import (
     denoising,
     hybrid,
-    low_level,
+    power_level,
     score_matching,
     simple,
     train,
@@ -82,14 +82,15 @@ def drawn(levels, count=50_000, seed=0):
 
 
 @pytest.mark.parametrize(
-    "levels, power", [(uniform_level, 1), (low_level, 2), (low_level, 3)]
+    "levels, power",
+    [(uniform_level, 1), (power_level, 2), (power_level, 3), (power_level, 2 / 3)],
 )
 def test_levels_are_a_power_of_a_uniform_number(levels, power):
     """t <= k of 0..T-1 where u < ((k + 1) / T)^(1 / power)."""
     steps, count = 1000, 50_000
     noise = torch.arange(steps, dtype=torch.float64)
     process = Process(2 * noise, noise)
-    options = {"power": power} if power == 3 else {}
+    options = {"power": power} if power not in (1, 2) else {}
     signal, t = drawn(levels(process, **options), count)
     assert torch.equal(signal, 2 * t)
     share = torch.bincount(t.long(), minlength=steps).cumsum(dim=0) / count
@@ -99,7 +100,7 @@ def test_levels_are_a_power_of_a_uniform_number(levels, power):
 
 
 def test_every_level_is_drawn():
-    for levels in uniform_level, low_level:
+    for levels in uniform_level, power_level:
         _, noise = drawn(levels(linear(10)), 5000)
         assert set(noise.tolist()) == set(linear(10).noise.tolist())
 
@@ -130,7 +131,7 @@ def test_uniform_time_of_the_ve_sde():
 
 LEVELS = {
     "linear": uniform_level(linear(50)),
-    "low": low_level(cosine(50)),
+    "low": power_level(cosine(50)),
     "geometric": uniform_level(geometric()),
     "vp": uniform_time(vp_sde, first=1e-3),
     "ve": uniform_time(ve_sde),
@@ -570,7 +571,7 @@ def test_a_network_learns_the_points():
     law = points()
     network = PointNetwork()
     losses = train(
-        network, simple(low_level(linear())), law.data, steps=500, batch_size=512
+        network, simple(power_level(linear())), law.data, steps=500, batch_size=512
     )
     assert losses[-50:].mean() < 0.7 * losses[:10].mean()
     network.requires_grad_(False)

@@ -584,3 +584,15 @@ def test_a_mosaic_holds_each_picture():
     assert grid.shape == (24, 36) and grid.dtype == np.uint8
     assert [grid[4, 4], grid[4, 16], grid[4, 28], grid[16, 4]] == [0, 32, 128, 223]
     assert grid[16, 16] == 255 and grid[16, 28] == grid[0, 0] == 190
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_pictures_on_cuda(tmp_path):
+    flags = ["--device", "cuda", "--film", "--output", tmp_path]
+    rows = run("--methods", "fresh", "ddim-cosine", "flow", *flags)
+    learned = [row for row in rows if row["predictor"] == "learned"]
+    assert all(
+        40 <= float(row["nearer"]) <= 62 for row in learned if row["steps"] != "10"
+    )
+    tiny = ["--side", 16, "--train", "--train-steps", 5, "--samples", 5]
+    run("--methods", "ddim-linear", *tiny, *flags)
