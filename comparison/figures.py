@@ -20,7 +20,7 @@ from torch import Tensor
 
 from comparison.data import Pictures, Points
 from comparison.measures import nearest
-from comparison.methods import Row, head
+from comparison.methods import Row, head, line
 from comparison.picture_methods import PictureRow
 from comparison.predictors import Predictor
 from main import INK, PAPER, X_LIMITS, Y_LIMITS, stills
@@ -209,7 +209,7 @@ def show(fields: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
     """Print a Markdown table, each row as soon as it is there."""
     print(head(fields))
     for row in rows:
-        print(f"| {' | '.join(map(str, row))} |", flush=True)
+        print(line(row), flush=True)
     print()
 
 

@@ -230,12 +230,17 @@ class Row(NamedTuple):
         *words, evaluations, on_drawing, covered, area, frechet_px2, seconds = self
         cells = [*words, f"{evaluations}", f"{on_drawing:.1f}", f"{covered:.1f}"]
         cells += [f"{area:.2f}", f"{frechet_px2:.2f}", f"{seconds:.1f}"]
-        return f"| {' | '.join(cells)} |"
+        return line(cells)
+
+
+def line(cells: Iterable[object]) -> str:
+    """Return a line of a Markdown table."""
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def head(fields: Sequence[str]) -> str:
     """Return the head of a Markdown table, from the fields of its rows."""
-    return f"| {' | '.join(fields).replace('_', ' ')} |\n|{'---|' * len(fields)}"
+    return f"{line(fields).replace('_', ' ')}\n|{'---|' * len(fields)}"
 
 
 def measures(samples: Tensor, law: Points) -> tuple[float, float, float, float]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from comparison.data import Pictures, posed, random_poses
 from comparison.measures import frechet, nearest
-from comparison.methods import Method, draw_noise, seeded, states, timed
+from comparison.methods import Method, draw_noise, line, seeded, states, timed
 from comparison.predictors import Predictor
 from comparison.processes import (
     cosine,
@@ -81,7 +81,7 @@ class PictureRow(NamedTuple):
         *words, evaluations, frechet_, to_training, to_fresh, nearer, seconds = self
         cells = [*words, f"{evaluations}", f"{frechet_:.2f}", f"{to_training:.2f}"]
         cells += [f"{to_fresh:.2f}", f"{nearer:.0f}", f"{seconds:.1f}"]
-        return f"| {' | '.join(cells)} |"
+        return line(cells)
 
 
 def draw_fresh(law: Pictures, samples: int, seed: int) -> Tensor:

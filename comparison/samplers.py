@@ -150,8 +150,9 @@ def inpaint(
 
     Before each step, the given part of x_t is replaced by that part of q(x_t | known);
     at the end it is the given one. The rest's law is the conditional one only nearly:
-    what is given reaches it through the predictor alone. known: (D,) or (B, D); given: which coordinates are,
-    bool, of the same shape. process: a variance-preserving one, else ValueError.
+    what is given reaches it through the predictor alone. known: (D,) or (B, D); given:
+    which coordinates are, bool, of the same shape. process: a variance-preserving one,
+    else ValueError.
     """
     alphas, _ = process.schedule()
     mean = denoiser(predictor, process)
