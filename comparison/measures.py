@@ -18,9 +18,7 @@ def share_near(these: Tensor, those: Tensor, within: float = 1.0) -> float:
 
     share_near(samples, points) is "on drawing", share_near(points, samples) "covered".
     """
-    exact = "donot_use_mm_for_euclid_dist"  # products would blur it by a thousandth
-    distances = torch.cdist(these, those, compute_mode=exact)
-    return (distances.amin(dim=1) <= within).double().mean().item()
+    return (nearest(these, those)[0] <= within).double().mean().item()
 
 
 def sliced(samples: Tensor, points: Tensor, directions: int = 32) -> float:
@@ -44,11 +42,9 @@ def sliced(samples: Tensor, points: Tensor, directions: int = 32) -> float:
 
 
 def nearest(these: Tensor, those: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the distance from each of these, (m, D), to its nearest of those, and which.
-
-    Distances far below the norms, as of copies, are not to be relied on.
-    """
-    return torch.cdist(these, those).min(dim=1)
+    """Return the distance from each of these, (m, D), to its nearest of those, and which."""
+    exact = "donot_use_mm_for_euclid_dist"  # products would blur it by a thousandth
+    return torch.cdist(these, those, compute_mode=exact).min(dim=1)
 
 
 def principal(data: Tensor, count: int = 16) -> Tensor:
