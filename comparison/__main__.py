@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from comparison.data import HOMER, Pictures, Points, pictures, points
 from comparison.figures import (
-    save_clouds,
-    save_film,
-    save_picture_film,
-    save_picture_rows,
+    film_sheets,
+    picture_film_sheets,
+    plot_clouds,
+    plot_picture_rows,
+    save_gif,
+    save_png,
 )
 from comparison.methods import (
     FILMED,
@@ -56,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         law, networks = _prepare(parser, args, points, needed)
         options = args.samples, args.seed, networks.get, args.own
         pairs = _printed(Row._fields, table(law, args.methods, *options))
-        save_clouds(grouped(pairs), law, png)
+        save_png(plot_clouds(grouped(pairs), law), png)
         if args.film:
-            save_film(film_states(law, *options), law, gif)
+            save_gif(film_sheets(film_states(law, *options), law), gif)
     else:
         names = PICTURE_NAMES if args.full else args.methods
         learned = args.film or not {"noise", "fresh"}.issuperset(names or PICTURE_NAMES)
@@ -66,9 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         law, networks = _prepare(parser, args, make, {"unet"} if learned else set())
         options = args.samples, args.seed, from_velocity(networks.get("unet"))
         pairs = _printed(PictureRow._fields, picture_table(law, names, *options))
-        save_picture_rows(pairs, law, png)
+        save_png(plot_picture_rows(pairs, law), png)
         if args.film:
-            save_picture_film(picture_film_states(law, *options), gif)
+            save_gif(picture_film_sheets(picture_film_states(law, *options)), gif)
 
 
 def _prepare(

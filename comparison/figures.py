@@ -6,6 +6,8 @@ What is in the plane is drawn on the axes of `main.py`'s film.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from statistics import median
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -47,15 +49,17 @@ def panels(rows: int, columns: int, side: float = 2.0) -> tuple[Figure, np.ndarr
     return figure, axes
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG."""
     with style.context("default"):
         figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.05)
 
 
-def _save_gif(sheets: Sequence[Image.Image], path: Path) -> None:
+def save_gif(sheets: Sequence[Image.Image], file: Path | IO[bytes]) -> None:
+    """Write the sheets of a film as a GIF, ten a second, the last one for two seconds."""
     first, *others = sheets
-    durations = [100] * len(others) + [2000]
-    first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
+    options = {"duration": [100] * len(others) + [2000], "loop": 0}
+    first.save(file, "GIF", save_all=True, append_images=others, **options)
 
 
 def in_main_units(x: Tensor, law: Points) -> Tensor:
@@ -79,10 +83,8 @@ def draw_cloud(
     ax.set_title(title, size=9)
 
 
-def save_clouds(
-    columns: Sequence[Sequence[tuple[str, Tensor]]], law: Points, path: Path
-) -> None:
-    """Write a PNG of columns of titled clouds, (n, 2) each, in bands of nine columns."""
+def plot_clouds(columns: Sequence[Sequence[tuple[str, Tensor]]], law: Points) -> Figure:
+    """Draw columns of titled clouds, (n, 2) each, in bands of nine columns."""
     wide, high = min(9, len(columns)), max(map(len, columns))
     bands = math.ceil(len(columns) / wide)
     figure, axes = panels(bands * high, wide)
@@ -93,13 +95,13 @@ def save_clouds(
     for ax in axes.flat:
         if not ax.collections:
             ax.set_axis_off()
-    _save(figure, path)
+    return figure
 
 
-def save_film(
-    paths: dict[str, Tensor], law: Points, path: Path, *, frames: int = 48
-) -> None:
-    """Write a GIF of several samplers' states side by side, each from its start to its end.
+def film_sheets(
+    paths: dict[str, Tensor], law: Points, frames: int = 48
+) -> list[Image.Image]:
+    """Draw several samplers' states side by side, each from its start to its end.
 
     paths: by title, (states, n, 2). A state of more than unit variance is drawn reduced
     to it, as the network sees it.
@@ -114,11 +116,11 @@ def save_film(
             labels.append(f"{title}: {k}")
         sheet = stills(torch.stack(clouds), labels, columns=len(paths), dpi=48)
         sheets.append(sheet.quantize(32))
-    _save_gif(sheets, path)
+    return sheets
 
 
-def save_field(predictors: dict[str, Predictor], law: Points, path: Path) -> None:
-    """Write a PNG of the score at four noise levels, a row for each predictor.
+def plot_field(predictors: dict[str, Predictor], law: Points) -> Figure:
+    """Draw the score at four noise levels, a row for each predictor.
 
     An arrow goes a third of the way from x_t to E[x_0 | x_t], (29), which is noise^2
     times the score, where signal is 1.
@@ -137,11 +139,11 @@ def save_field(predictors: dict[str, Predictor], law: Points, path: Path) -> Non
             ax.quiver(
                 *grid.T, *arrows, color=INK, angles="xy", scale_units="xy", scale=3
             )
-    _save(figure, path)
+    return figure
 
 
-def save_paths(paths: dict[str, Tensor], ends: Tensor, law: Points, path: Path) -> None:
-    """Write a PNG of ways back, (states, n, 2) by title, and of an interpolation's ends.
+def plot_paths(paths: dict[str, Tensor], ends: Tensor, law: Points) -> Figure:
+    """Draw ways back, (states, n, 2) by title, and an interpolation's ends.
 
     A square is a way's start, a circle its end; ends: (n, 2).
     """
@@ -158,13 +160,13 @@ def save_paths(paths: dict[str, Tensor], ends: Tensor, law: Points, path: Path) 
     draw_cloud(ax, law.data, law, color=FAINT, s=5)
     draw_cloud(ax, ends, law, "ends of DDIM from an arc", color=COLOURS[0], s=18)
     draw_cloud(ax, ends[[0, -1]], law, "ends of DDIM from an arc", color=INK, s=50)
-    _save(figure, path)
+    return figure
 
 
-def save_half(
-    seen: Tensor, unseen: Tensor, clouds: dict[str, Tensor], law: Points, path: Path
-) -> None:
-    """Write a PNG of the points seen and unseen in training, and of clouds, by title."""
+def plot_half(
+    seen: Tensor, unseen: Tensor, clouds: dict[str, Tensor], law: Points
+) -> Figure:
+    """Draw the points seen and unseen in training, and clouds, (n, 2) by title."""
     figure, axes = panels(1, 1 + len(clouds), side=4.5)
     for cloud, color in ((seen, INK), (unseen, COLOURS[0])):
         draw_cloud(
@@ -174,17 +176,17 @@ def save_half(
         draw_cloud(ax, cloud, law, title, s=3)
     for ax in axes.flat:  # the head's right side, where strokes can be told
         ax.set(xlim=(-0.6, 2.4), ylim=(-0.6, 2.4))
-    _save(figure, path)
+    return figure
 
 
-def save_mixture(clouds: dict[str, Tensor], path: Path) -> None:
-    """Write a PNG of clouds, (n, 2) by title, on the axes of the survey's figure 25."""
+def plot_mixture(clouds: dict[str, Tensor]) -> Figure:
+    """Draw clouds, (n, 2) by title, on the axes of the survey's figure 25."""
     figure, axes = panels(1, len(clouds), side=3)
     for (title, cloud), ax in zip(clouds.items(), axes.flat):
         ax.plot(*cloud.T, ".", color=INK, markersize=1.5)
         ax.set(xlim=(-10, 10), ylim=(-10, 10))
         ax.set_title(title, size=10)
-    _save(figure, path)
+    return figure
 
 
 # Tables
@@ -221,7 +223,7 @@ def show_rows(
     def rows() -> Iterator[list[str]]:
         for same in zip(*runs):
             cells = spread((row[4:8] for row in same), digits)
-            seconds = sorted(row.seconds for row in same)[len(same) // 2]
+            seconds = median(row.seconds for row in same)
             yield [*same[0][:4], *cells, f"{seconds:.1f}"]
 
     show(runs[0][0]._fields, rows())
@@ -246,8 +248,8 @@ def mosaic(x: Tensor, columns: int, gap: int = 2, scale: int = 1) -> np.ndarray:
     return whole.repeat_interleave(scale, 0).repeat_interleave(scale, 1).numpy()
 
 
-def save_mosaics(parts: dict[str, Tensor], columns: int, path: Path) -> None:
-    """Write a PNG of pictures, (n, side^2) by title, each part on its own grid."""
+def plot_mosaics(parts: dict[str, Tensor], columns: int) -> Figure:
+    """Draw pictures, (n, side^2) by title, each part on its own grid."""
     width = 9.0
     greys = {title: mosaic(x, columns) for title, x in parts.items()}
     heights = [width * grey.shape[0] / grey.shape[1] for grey in greys.values()]
@@ -260,13 +262,13 @@ def save_mosaics(parts: dict[str, Tensor], columns: int, path: Path) -> None:
         ax.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         ax.set_title(title, size=9, loc="left")
         ax.set_axis_off()
-    _save(figure, path)
+    return figure
 
 
-def save_picture_rows(
-    pairs: Sequence[tuple[PictureRow, Tensor]], law: Pictures, path: Path
-) -> None:
-    """Write a PNG of samples of each row, and below each its nearest in training."""
+def plot_picture_rows(
+    pairs: Sequence[tuple[PictureRow, Tensor]], law: Pictures
+) -> Figure:
+    """Draw samples of each row, and below each the nearest picture trained on."""
     parts, columns = {}, 14
     for row, samples in pairs:
         words = row.method, row.steps, row.predictor
@@ -276,13 +278,13 @@ def save_picture_rows(
         _, index = nearest(x, law.data)
         blank = x.new_ones(columns - len(x), x.shape[1])
         parts[title] = torch.cat([x, blank, law.data[index], blank])
-    save_mosaics(parts, columns, path)
+    return plot_mosaics(parts, columns)
 
 
-def save_picture_film(states: Tensor, path: Path, *, columns: int = 8) -> None:
-    """Write a GIF of a sampler's states, (states, n, side^2), from noise to pictures."""
+def picture_film_sheets(states: Tensor, columns: int = 8) -> list[Image.Image]:
+    """Draw each of a sampler's states, (states, n, side^2), on a grid."""
     sheets = []
     for state in states:
         sheet = Image.fromarray(mosaic(state, columns, scale=2))
         sheets.append(sheet.quantize(8))
-    _save_gif(sheets, path)
+    return sheets

@@ -11,9 +11,19 @@ from time import perf_counter
 
 import torch
 
-from comparison import figures
 from comparison.data import Pictures, pictures
-from comparison.figures import over, show, spread
+from comparison.figures import (
+    DOCS,
+    over,
+    picture_film_sheets,
+    plot_mosaics,
+    plot_picture_rows,
+    save_gif,
+    save_png,
+    show,
+    show_rows,
+    spread,
+)
 from comparison.measures import frechet, principal
 from comparison.methods import Method, draw_noise, seeded, timed
 from comparison.picture_methods import (
@@ -61,14 +71,14 @@ def methods_table(seeds: int) -> None:
         pairs = list(picture_table(law(), None, SAMPLES, seed, network("unet")))
         runs.append([row for row, _ in pairs])
         if seed == 0:
-            figures.save_picture_rows(pairs, law(), figures.DOCS / "pictures.png")
-    figures.show_rows(runs, DIGITS)
+            save_png(plot_picture_rows(pairs, law()), DOCS / "pictures.png")
+    show_rows(runs, DIGITS)
 
 
 def faces(seeds: int) -> None:
     """docs/pictures.gif: faces out of noise."""
     states = picture_film_states(law(), SAMPLES, 0, network("unet"))
-    figures.save_picture_film(states, figures.DOCS / "pictures.gif")
+    save_gif(picture_film_sheets(states), DOCS / "pictures.gif")
 
 
 def survey(seeds: int) -> None:
@@ -126,7 +136,7 @@ def retrieval(seeds: int) -> None:
     nearest = torch.cdist(drawn, law().data).topk(5, largest=False).indices
     rows = [drawn, *(law().data[index] for index in nearest.T)]
     title = "drawn by DDIM 50, and below each sample its five nearest"
-    figures.save_mosaics({title: torch.cat(rows)}, 10, figures.DOCS / "nearest.png")
+    save_png(plot_mosaics({title: torch.cat(rows)}, 10), DOCS / "nearest.png")
 
 
 def walk(seeds: int) -> None:
@@ -139,7 +149,7 @@ def walk(seeds: int) -> None:
     ]
     ends = last(ddim(network("unet"), DDIM_50.process, torch.cat(arcs)))
     title = "DDIM 50 along four arcs, each from one noise to another"
-    figures.save_mosaics({title: ends}, 12, figures.DOCS / "walk.png")
+    save_png(plot_mosaics({title: ends}, 12), DOCS / "walk.png")
 
 
 def inpainting(seeds: int) -> None:
@@ -158,21 +168,21 @@ def inpainting(seeds: int) -> None:
         row = torch.cat([faces[:, None], shown, drawn.view(4, ways, -1)], dim=1)
         title = f"a face, its {name} half, and nine ways to complete it"
         parts[title] = row.flatten(0, 1)
-    figures.save_mosaics(parts, 2 + ways, figures.DOCS / "inpainting.png")
+    save_png(plot_mosaics(parts, 2 + ways), DOCS / "inpainting.png")
 
 
 def steps(seeds: int) -> None:
     """docs/steps.png: DDPM with all steps, with 50 in the library's way, and mended."""
     ways = {
-        "DDPM, 1000 steps": Method("", "", linear(), ddpm),
+        "DDPM, 1000 steps": Method("", "", linear(), ddpm, clip=True),
         "50 steps, each level's own alpha": KEPT_ALPHAS,
-        "50 steps, respaced": Method("", "", respaced(linear(), 50), ddpm),
+        "50 steps, respaced": Method("", "", respaced(linear(), 50), ddpm, clip=True),
     }
     parts = {
         title: timed(method, law(), 14, 0, network("unet"))[0]
         for title, method in ways.items()
     }
-    figures.save_mosaics(parts, 14, figures.DOCS / "steps.png")
+    save_png(plot_mosaics(parts, 14), DOCS / "steps.png")
 
 
 PICTURE_TABLES = {

@@ -12,9 +12,22 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from comparison import figures
 from comparison.data import points
-from comparison.figures import over, show, spread
+from comparison.figures import (
+    DOCS,
+    film_sheets,
+    over,
+    plot_clouds,
+    plot_field,
+    plot_half,
+    plot_mixture,
+    plot_paths,
+    save_gif,
+    save_png,
+    show,
+    show_rows,
+    spread,
+)
 from comparison.measures import bound_terms, frechet, share_near
 from comparison.methods import (
     NAMES,
@@ -134,9 +147,9 @@ def _methods(names: list[str], seeds: int, own: bool, figure: str = "") -> None:
         pairs = list(table(LAW, names, SAMPLES, seed, partial(network, seed=seed), own))
         runs.append([row for row, _ in pairs])
         if figure and seed == 0:
-            figures.save_clouds(grouped(pairs), LAW, figures.DOCS / figure)
+            save_png(plot_clouds(grouped(pairs), LAW), DOCS / figure)
 
-    figures.show_rows(runs)
+    show_rows(runs)
 
 
 def methods_table(seeds: int) -> None:
@@ -154,7 +167,7 @@ def own(seeds: int) -> None:
 def film(seeds: int) -> None:
     """docs/points.gif: four samplers side by side, with the network."""
     paths = film_states(LAW, SAMPLES, 0, network)
-    figures.save_film(paths, LAW, figures.DOCS / "points.gif")
+    save_gif(film_sheets(paths, LAW), DOCS / "points.gif")
 
 
 def low(seeds: int) -> None:
@@ -364,13 +377,13 @@ def mixture(seeds: int) -> None:
             yield [name, over(shares, 3)]
 
     show(["drawn by", "share of the smaller law (0.2)"], rows())
-    figures.save_mixture(clouds, figures.DOCS / "mixture.png")
+    save_png(plot_mixture(clouds), DOCS / "mixture.png")
 
 
 def field(seeds: int) -> None:
     """docs/score.png: the score at four noise levels, exact and learned."""
     predictors = {"exact": Exact(LAW.data), "learned": network("simple")}
-    figures.save_field(predictors, LAW, figures.DOCS / "score.png")
+    save_png(plot_field(predictors, LAW), DOCS / "score.png")
 
 
 def paths(seeds: int) -> None:
@@ -385,7 +398,7 @@ def paths(seeds: int) -> None:
     encoded = last(ddim_encode(exact, process, LAW.data[[0, -1]]))
     arc = [slerp(*encoded.split(1), share) for share in torch.linspace(0, 1, 100)]
     ends = last(ddim(exact, process, torch.cat(arc)))
-    figures.save_paths(states, ends, LAW, figures.DOCS / "paths.png")
+    save_png(plot_paths(states, ends, LAW), DOCS / "paths.png")
 
 
 def half(seeds: int) -> None:
@@ -420,7 +433,7 @@ def half(seeds: int) -> None:
 
     covered = ["seen points covered", "unseen points covered", "on drawing"]
     show(["within half a pixel", *covered], rows())
-    figures.save_half(seen, unseen, clouds, LAW, figures.DOCS / "half.png")
+    save_png(plot_half(seen, unseen, clouds, LAW), DOCS / "half.png")
 
 
 def matching(seeds: int) -> None:

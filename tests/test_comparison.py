@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw
 
 from comparison import __main__ as command
 from comparison import (
-    figures,
     methods,
     picture_methods,
     picture_tables,
@@ -24,7 +23,7 @@ from comparison import (
     training,
 )
 from comparison.data import pictures, points
-from comparison.figures import save_clouds
+from comparison.figures import plot_clouds, save_png
 from comparison.networks import PointNetwork
 from comparison.processes import respaced
 from tests.common import HOMER, ROOT, film
@@ -336,7 +335,7 @@ def _refused(monkeypatch, capsys, flags, message):
     def work(*args, **options):
         raise AssertionError("work has begun")
 
-    for name in ("fit", "table", "save_clouds"):
+    for name in ("fit", "table", "plot_clouds"):
         monkeypatch.setattr(command, name, work)
     with pytest.raises(SystemExit) as end:
         command.main(["points", *flags])
@@ -388,8 +387,8 @@ def test_unknown_law(capsys):
 def test_many_clouds_stand_in_bands(tmp_path):
     cloud = LAW.data[::100]
     columns = [[(f"{k}, above", cloud), (f"{k}, below", cloud)] for k in range(11)]
-    save_clouds(columns, LAW, tmp_path / "many.png")
-    save_clouds(columns[:2], LAW, tmp_path / "few.png")
+    save_png(plot_clouds(columns, LAW), tmp_path / "many.png")
+    save_png(plot_clouds(columns[:2], LAW), tmp_path / "few.png")
     with (
         Image.open(tmp_path / "many.png") as many,
         Image.open(tmp_path / "few.png") as few,
@@ -423,7 +422,8 @@ def test_tables_can_be_made(tmp_path, monkeypatch, capsys, name):
     small = pictures(side=16, count=20)
     monkeypatch.setattr(training, "WEIGHTS", tmp_path)
     monkeypatch.setattr(training, "train", no_training)
-    monkeypatch.setattr(figures, "DOCS", tmp_path)
+    monkeypatch.setattr(point_tables, "DOCS", tmp_path)
+    monkeypatch.setattr(picture_tables, "DOCS", tmp_path)
     monkeypatch.setattr(point_tables, "SAMPLES", 10)
     monkeypatch.setattr(point_tables, "train", no_training)
     monkeypatch.setattr(picture_tables, "SAMPLES", 6)

@@ -547,7 +547,8 @@ def test_full_names_all_methods(tmp_path, monkeypatch):
         return iter(())
 
     monkeypatch.setattr(command, "picture_table", picture_table)
-    monkeypatch.setattr(command, "save_picture_rows", lambda *args: None)
+    for name in ("plot_picture_rows", "save_png"):
+        monkeypatch.setattr(command, name, lambda *args: None)
     for flags in ([], ["--full"], ["--methods", "langevin", "noise"]):
         run(*flags, "--side", 16, "--train", "--train-steps", 1, "--output", tmp_path)
     assert asked == [None, PICTURE_NAMES, ["langevin", "noise"]]
