@@ -142,10 +142,23 @@ def _parser() -> argparse.ArgumentParser:
         "all is copying. The methods that --full adds draw a third as many samples.",
     )
     _flags(
-        points_flags, NAMES, NAMES, 2000, 100_000, STEPS, "points.gif: four samplers"
+        points_flags,
+        names=NAMES,
+        chosen=NAMES,
+        samples=2000,
+        most=100_000,
+        steps=STEPS,
+        film="points.gif: four samplers",
     )
-    picture_kinds = PICTURE_NAMES, None, 300, 2000, PICTURE_STEPS
-    _flags(picture_flags, *picture_kinds, "pictures.gif: faces out of noise")
+    _flags(
+        picture_flags,
+        names=PICTURE_NAMES,
+        chosen=None,
+        samples=300,
+        most=2000,
+        steps=PICTURE_STEPS,
+        film="pictures.gif: faces out of noise",
+    )
     own = "give each method the network that its paper trains"
     points_flags.add_argument("--own", action="store_true", help=own)
     full = "all methods, the slow ones too, whatever --methods says"
@@ -157,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _flags(
     parser: argparse.ArgumentParser,
+    *,
     names: list[str],
     chosen: list[str] | None,
     samples: int,
@@ -187,7 +201,8 @@ def _flags(
     flag("--samples", samples, _number(int, 2, most), "what to draw for each row")
     switch("--train", "train anew, where weights are at hand too")
     flag("--train-steps", steps, _number(int, 1, 1_000_000), "steps of a training")
-    flag("--seed", 0, _number(int, 0, 2**32 - 1), "seed of everything random")
+    seed = _number(int, 0, 2**32 - 1)
+    flag("--seed", 0, seed, "seed of sampling, with --train of training too")
     parser.add_argument(
         "--device", choices=devices, default=devices[0], help="where to compute"
     )

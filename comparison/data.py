@@ -34,6 +34,11 @@ class Points(NamedTuple):
     scale: float
     picture: str
 
+    @property
+    def box(self) -> tuple[Tensor, Tensor]:
+        """The corners of the smallest rectangle that all points lie in, (2,)."""
+        return self.data.aminmax(dim=0)
+
 
 def points(
     image: ImageFile = HOMER, device: torch.device | str = "cpu", *, fit: bool = False
@@ -73,6 +78,11 @@ class Pictures(NamedTuple):
     drawing: Tensor
     side: int
     picture: str
+
+    @property
+    def box(self) -> tuple[float, float]:
+        """Ink and paper, between which all greys lie."""
+        return -1.0, 1.0
 
 
 def pictures(

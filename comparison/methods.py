@@ -51,9 +51,8 @@ class Method(NamedTuple):
 
     own: the network that its paper trains, of `RECIPES` (for the flow, that of the VP
     SDE). box: it starts uniform in a box of half-side noise_T, not from N(0, noise_T^2
-    I). clip: a network's estimate of x_0 is kept in the data's box, since it explodes
-    at the last levels of `cosine`. learns_variance: its variance is the predictor's
-    own.
+    I). clip: a network's estimate of x_0 is kept in the law's box. learns_variance: its
+    variance is the predictor's own.
     """
 
     name: str
@@ -165,7 +164,7 @@ def states(
     options = {"generator": seeded(law, seed)}
     predictor = Exact(law.data) if network is None else network
     if method.clip and network:
-        predictor = clipped(predictor, *law.data.aminmax(dim=0))
+        predictor = clipped(predictor, *law.box)
     if method.learns_variance and network:
         options["variance"] = learned_variance(network, method.process)
         predictor = from_hybrid(network)
@@ -266,7 +265,8 @@ def table(
     network_of: returns the network of a name of `RECIPES`. own: take the network that a
     method's paper trains; else one of L_simple on `linear`, which the level serves for
     the other processes too, as far as their levels are among linear's (cosine goes
-    beyond). Every row starts from the same seed, so rows differ by less than seeds do.
+    beyond). Every row starts from the same seed, so that rows can be compared more finely
+    than their spread over seeds says.
     """
     for name, draw in (("noise", draw_noise), ("floor", draw_floor)):
         if name in names:

@@ -182,7 +182,6 @@ class UNet(nn.Module):
         x, level = unit(x_t, signal, noise)
         angles = level * self.level_waves
         side = math.isqrt(x.shape[1])
-        # In training it would gain nothing.
         fast = not torch.is_grad_enabled() and torch.cpu._is_avx512_bf16_supported()
         with torch.autocast("cpu", torch.bfloat16, enabled=fast):
             level = self.level(torch.cat([angles.sin(), angles.cos()], dim=1))

@@ -30,8 +30,11 @@ from comparison.samplers import (
 
 DDIM_50 = Method("ddim-cosine", "50", respaced(cosine(), 50), ddim)
 KEPT_ALPHAS = Method(
-    *("ddpm-kept-alphas", "50", linear()),
-    partial(ddpm, rows=kept_rows(1000, 50).tolist()),
+    name="ddpm-kept-alphas",
+    steps="50",
+    process=linear(),
+    sampler=partial(ddpm, rows=kept_rows(1000, 50).tolist()),
+    clip=True,
 )
 
 
@@ -40,7 +43,10 @@ def quick() -> list[tuple[Method, str]]:
     return [
         (DDIM_50, "learned"),
         (Method("ddim-cosine", "10", respaced(cosine(), 10), ddim), "learned"),
-        (Method("ddpm-cosine", "250", respaced(cosine(), 250), ddpm), "learned"),
+        (
+            Method("ddpm-cosine", "250", respaced(cosine(), 250), ddpm, clip=True),
+            "learned",
+        ),
         (Method("flow", "18", linear(), probability_flow), "learned"),
         (DDIM_50, "exact"),
     ]
@@ -49,9 +55,9 @@ def quick() -> list[tuple[Method, str]]:
 def further() -> list[Method]:
     """Return the other methods, mostly slow, which draw a third as many samples."""
     return [
-        Method("ddpm-linear", "1000", linear(), ddpm),
+        Method("ddpm-linear", "1000", linear(), ddpm, clip=True),
         KEPT_ALPHAS,
-        Method("ddpm-cosine", "1000", cosine(), ddpm),
+        Method("ddpm-cosine", "1000", cosine(), ddpm, clip=True),
         Method("ddim-linear", "50", respaced(linear(), 50), ddim),
         Method("langevin", "10 x 100", geometric(), langevin, box=True),
         Method("ve-pc", "200", ve_sde(), predictor_corrector),
@@ -123,7 +129,8 @@ def picture_table(
 
     names: of `PICTURE_NAMES`; None for the methods of `quick` alone. Of the further methods a
     third as many samples are drawn, which the row says, as does that of their own floor. Every
-    row starts from the same seed, so rows differ by less than seeds do.
+    row starts from the same seed, so that rows can be compared more finely than their spread
+    over seeds says.
     """
     chosen = [(method, kind, samples) for method, kind in quick()]
     if names is not None:
@@ -145,7 +152,8 @@ def picture_table(
     for method, kind, count in chosen:
         predictor = network if kind == "learned" else None
         drawn, calls, seconds = timed(method, law, count, seed, predictor)
-        columns = titled(method.name, count), kind, method.steps, calls
+        clip = ", clipped" if method.clip and predictor else ""
+        columns = titled(method.name, count), kind + clip, method.steps, calls
         yield PictureRow(*columns, *picture_measures(drawn, law), seconds), drawn
 
 

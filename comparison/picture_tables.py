@@ -87,14 +87,21 @@ def survey(seeds: int) -> None:
 
     def four(schedule: str, process: Process) -> list[Method]:
         return [
-            Method(f"{name}-{schedule}", f"{kept}", respaced(process, kept), sampler)
-            for name, sampler in (("ddpm", ddpm), ("ddim", ddim))
+            Method(
+                name=f"{sampler.__name__}-{schedule}",
+                steps=f"{kept}",
+                process=respaced(process, kept),
+                sampler=sampler,
+                clip=sampler is ddpm,
+            )
+            for sampler in (ddpm, ddim)
             for kept in (1000, 50)
         ]
 
     ways = {
         "unet-linear": [*four("linear", linear()), KEPT_ALPHAS],
-        "unet": [*four("cosine", cosine()), extra["langevin"], extra["ve-pc"]],
+        "unet-cosine": four("cosine", cosine()),
+        "unet": [DDIM_50, extra["langevin"], extra["ve-pc"]],
     }
 
     def rows() -> Iterator[list[str]]:

@@ -78,10 +78,12 @@ def blurred(predictor: Predictor, width: float) -> Predictor:
     return predict
 
 
-def clipped(predictor: Predictor, low: Tensor, high: Tensor) -> Predictor:
+def clipped(
+    predictor: Predictor, low: Tensor | float, high: Tensor | float
+) -> Predictor:
     """Return a predictor whose estimate of x_0 (29) is kept in a box, as Ho et al. do.
 
-    low, high: the box's corners, (D,).
+    low, high: the box's corners, (D,), or one number for all coordinates.
     """
 
     def predict(x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:

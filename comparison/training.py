@@ -57,7 +57,7 @@ def uniform_level(process: Process) -> Levels:
 
 
 def power_level(process: Process, power: float = 2) -> Levels:
-    """t = T u^power with u uniform: small noise more often, and less with power < 1."""
+    """t = T u^power with u uniform: small noise more often than with t uniform."""
 
     def draw(
         x_start: Tensor, generator: torch.Generator | None
@@ -80,6 +80,20 @@ def uniform_time(sde: Callable[[Tensor], Process], first: float = 0.0) -> Levels
     return draw
 
 
+def lognormal_ratio(mean: float, deviation: float) -> Levels:
+    """log(noise / signal) from N(mean, deviation^2), of no process (Karras et al., 2022)."""
+
+    def draw(
+        x_start: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        ratio = x_start.new_empty(len(x_start), 1)
+        ratio.log_normal_(mean, deviation, generator=generator)
+        signal = 1 / (1 + ratio.square()).sqrt()
+        return signal, ratio * signal
+
+    return draw
+
+
 # Objectives
 
 
@@ -94,9 +108,9 @@ def _noised(
 def simple(levels: Levels, velocity: bool = False) -> Objective:
     """L_simple, (24): the mean of (eps - eps_theta(x_t, t))^2.
 
-    velocity: the network's output is the velocity instead, as `from_velocity` takes it.
     With `uniform_time` this is the objective in continuous time, (36), lambda =
-    noise^2.
+    noise^2. velocity: the network's output is the velocity instead, as `from_velocity`
+    takes it, which weights each level by 1 + noise^2 / signal^2.
     """
 
     def loss(
@@ -267,7 +281,7 @@ class Recipe(NamedTuple):
 ON_PICTURES = {
     "network": UNet,
     "steps": PICTURE_STEPS,
-    "options": {"batch_size": 16, "lr": 2e-3, "average": 0.998},
+    "options": {"batch_size": 16, "lr": 2e-3},
 }
 RECIPES = {
     "simple": Recipe(
@@ -305,15 +319,21 @@ RECIPES = {
         "continuous time", "VE SDE, 0.01 to 50", lambda: simple(uniform_time(ve_sde))
     ),
     "unet": Recipe(
-        "L_simple on the velocity, t = T u^(2/3)",
-        "cosine, 1000 levels",
-        lambda: simple(power_level(cosine(), 2 / 3), velocity=True),
+        "L_simple on the velocity",
+        "log(noise / signal) from N(0.7, 1.7^2)",
+        lambda: simple(lognormal_ratio(0.7, 1.7), velocity=True),
         **ON_PICTURES,
     ),
     "unet-linear": Recipe(
         "L_simple on the velocity, t uniform",
         "linear, 1000 levels",
         lambda: simple(uniform_level(linear()), velocity=True),
+        **ON_PICTURES,
+    ),
+    "unet-cosine": Recipe(
+        "L_simple on the velocity, t uniform",
+        "cosine, 1000 levels",
+        lambda: simple(uniform_level(cosine()), velocity=True),
         **ON_PICTURES,
     ),
 }
@@ -353,7 +373,7 @@ def load(
     """Return the network that `fit` would, from its recipe's file; None if there is none.
 
     The file is used only if it was trained on just that: picture, objective, process,
-    steps and seed. Raises ValueError if it is damaged, or a file of something else.
+    steps, options and seed. Raises ValueError if it is damaged, or a file of something else.
     """
     file = WEIGHTS / f"{name}.pt"
     if not file.exists():
@@ -379,5 +399,6 @@ def _trained_on(
         "objective": recipe.objective,
         "process": recipe.process,
         "steps": steps or recipe.steps,
+        "options": dict(recipe.options),
         "seed": seed,
     }

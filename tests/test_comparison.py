@@ -263,6 +263,7 @@ def test_committed_weights_are_what_they_say():
             "objective": recipe.objective,
             "process": recipe.process,
             "steps": recipe.steps,
+            "options": dict(recipe.options),
             "seed": 0,
         }
 
@@ -283,7 +284,9 @@ def test_weights_come_back(folder):
     assert not any(p.requires_grad for p in back.parameters())
 
 
-@pytest.mark.parametrize("change", ["picture", "steps", "seed", "objective", "process"])
+@pytest.mark.parametrize(
+    "change", ["picture", "steps", "seed", "objective", "process", "lr"]
+)
 def test_weights_of_something_else_are_not_used(folder, monkeypatch, change):
     training.save("simple", PointNetwork(), LAW, steps=3, seed=4)
     law, options = LAW, {"steps": 3, "seed": 4}
@@ -292,7 +295,8 @@ def test_weights_of_something_else_are_not_used(folder, monkeypatch, change):
     elif change in options:
         options[change] += 1
     else:
-        recipe = training.RECIPES["simple"]._replace(**{change: "another"})
+        another = {"options": {"lr": 1.0}} if change == "lr" else {change: "another"}
+        recipe = training.RECIPES["simple"]._replace(**another)
         monkeypatch.setitem(training.RECIPES, "simple", recipe)
     assert training.load("simple", law, **options) is None
 
