@@ -1,4 +1,4 @@
-"""The notebook: it runs from top to bottom, and what it shows is what it gives."""
+"""The notebooks: each runs from top to bottom, and what it shows is what it gives."""
 
 import base64
 import re
@@ -9,13 +9,18 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOK = ROOT / "homer.ipynb"
+FILMS = {"homer": 1, "comparison": 2}
 NUMBER = r"\d+(?:\.\d+)?(?:e-\d+)?"
 
 
+@pytest.fixture(scope="module", params=FILMS)
+def name(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def committed():
-    return nbformat.read(NOTEBOOK, as_version=4)
+def committed(name):
+    return nbformat.read(ROOT / f"{name}.ipynb", as_version=4)
 
 
 def shown(notebook):
@@ -37,10 +42,10 @@ def execute(notebook):
     ).execute()
 
 
-def test_notebook_runs_and_shows_what_is_committed(committed, monkeypatch):
+def test_notebook_runs_and_shows_what_is_committed(name, committed, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")  # as in many containers
     monkeypatch.setenv("TQDM_DISABLE", "1")  # bars show times
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(ROOT / f"{name}.ipynb", as_version=4)
     execute(notebook)
     *what, numbers = shown(notebook)
     *expected, expected_numbers = shown(committed)
@@ -66,15 +71,16 @@ def test_bars_show_in_a_notebook():
     assert "drawing" not in bar.text
 
 
-def test_figures_of_the_findings_are_those_of_the_notebook(committed):
-    outputs = [o for cell in committed.cells for o in cell.get("outputs", [])]
+def test_figures_of_the_findings_are_those_of_the_notebook():
+    notebook = nbformat.read(ROOT / "homer.ipynb", as_version=4)
+    outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
     pictures = [o.data.get("image/png", "") for o in outputs if "data" in o]
     pictures = {base64.b64decode(picture) for picture in pictures}
-    for name in ("training.png", "noise.png"):
-        assert (ROOT / "docs" / name).read_bytes() in pictures
+    for file in ("training.png", "noise.png"):
+        assert (ROOT / "docs" / file).read_bytes() in pictures
 
 
-def test_committed_outputs_are_whole(committed):
+def test_committed_outputs_are_whole(name, committed):
     code = [cell for cell in committed.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell.outputs]
@@ -82,14 +88,15 @@ def test_committed_outputs_are_whole(committed):
         *("stream", "display_data", "execute_result"),
     }
     assert {o.name for o in outputs if o.output_type == "stream"} == {"stdout"}
-    # All but the first, which imports, show something; one of them plays a film.
+    # All but the first, which imports, show something.
     assert all(cell.outputs for cell in code[1:])
-    assert sum("text/html" in output.get("data", ()) for output in outputs) == 1
+    films = sum("text/html" in output.get("data", ()) for output in outputs)
+    assert films == FILMS[name]
 
 
-def test_notebook_is_small_and_of_no_machine():
-    content = NOTEBOOK.read_text()
-    assert len(content) < 4_000_000
+def test_notebook_is_small_and_of_no_machine(name):
+    content = (ROOT / f"{name}.ipynb").read_text()
+    assert len(content) < 5_000_000
     text = re.sub(r"[\w+/=\\]{60,}", "", content)  # without the pictures
     assert "code-1" in text and len(text) < 200_000
     assert not re.search(r"/(root|home|tmp|Users|usr|opt|work)/|site-packages", text)
