@@ -428,6 +428,7 @@ def test_tables_can_be_made(tmp_path, monkeypatch, capsys, name):
     monkeypatch.setattr(training, "train", no_training)
     monkeypatch.setattr(point_tables, "DOCS", tmp_path)
     monkeypatch.setattr(picture_tables, "DOCS", tmp_path)
+    monkeypatch.setattr(point_tables, "LAW", LAW._replace(data=LAW.data[::20]))
     monkeypatch.setattr(point_tables, "SAMPLES", 10)
     monkeypatch.setattr(point_tables, "train", no_training)
     monkeypatch.setattr(picture_tables, "SAMPLES", 6)
