@@ -68,6 +68,12 @@ class Method(NamedTuple):
         """Return the name of the network to take, of `RECIPES`."""
         return self.own if own or self.learns_variance else "simple"
 
+    def kind(self, network: Predictor | None) -> str:
+        """Return what its predictor is called in a table; network: None for the exact."""
+        if network is None:
+            return "exact"
+        return "learned, clipped" if self.clip else "learned"
+
 
 def methods() -> list[Method]:
     """Return all methods, in the order of the table."""
@@ -275,9 +281,8 @@ def table(
     for method in methods():
         for kind in ("exact", "learned") if method.name in names else ():
             network = network_of(method.network(own)) if kind == "learned" else None
-            clip = ", clipped" if method.clip and network else ""
             drawn, calls, seconds = timed(method, law, samples, seed, network)
-            columns = method.name, kind + clip, method.steps, calls
+            columns = method.name, method.kind(network), method.steps, calls
             yield Row(*columns, *measures(drawn, law), seconds), drawn
 
 

@@ -152,9 +152,8 @@ def picture_table(
     for method, kind, count in chosen:
         predictor = network if kind == "learned" else None
         drawn, calls, seconds = timed(method, law, count, seed, predictor)
-        clip = ", clipped" if method.clip and predictor else ""
-        columns = titled(method.name, count), kind + clip, method.steps, calls
-        yield PictureRow(*columns, *picture_measures(drawn, law), seconds), drawn
+        words = titled(method.name, count), method.kind(predictor), method.steps
+        yield PictureRow(*words, calls, *picture_measures(drawn, law), seconds), drawn
 
 
 def picture_film_states(
