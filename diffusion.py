@@ -10,19 +10,20 @@ and the forward process is q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t
 Conventions of every function here:
 
 * a state is a floating tensor of shape (D,), or (B, D) for a batch of B states; states
-  given together have one shape, dtype and device;
+  given together have one shape, dtype and device, which results have too;
 * the argument `t` is the index, as published, so that alpha_bars[t] is abar of the paper's
   t + 1: an int, or a tensor on the CPU with one index for each row of a batch;
-* `alphas` and `alpha_bars` have shape (T,) and stay on the CPU. Coefficients are formed in
-  their precision; results have the dtype and the device of the state;
+* `alphas` and `alpha_bars` have shape (T,), on the CPU or where the states are. Coefficients
+  are formed in their precision;
 * `generator` drives the randomness; None means PyTorch's global state;
-* `device` and `data_size` are there for the published calls: they follow from the state,
-  may be left out, and must be right if given;
+* `device` and `data_size`, of the published calls, follow from the state: they may be left
+  out, and must be right if given;
 * an index outside 0..T-1 raises IndexError (negative ones too: nothing wraps); states that
   differ, and tables that are no schedule's, raise ValueError.
 
 Sources: M. Scardala, "Un esempio di applicazione dei DDPM", Laboratorio Computazionale
-(2024), whose equation numbers are quoted, and J. Ho, A. Jain, P. Abbeel, "Denoising
+(2024), whose equation numbers are quoted, after T. Lira's "A toy diffusion model you can run
+on your laptop" (2022), from which most names come; and J. Ho, A. Jain, P. Abbeel, "Denoising
 diffusion probabilistic models" (2020), arXiv:2006.11239.
 """
 
@@ -34,10 +35,8 @@ from torch import Tensor, nn
 
 Index = SupportsIndex | Tensor
 # Called (x_t, t), a network returns x_0, or the noise in x_t, or the mean of x_{t-1}: in
-# x_t's shape, or (D,) for every row alike.
+# x_t's shape, or (D,) for every row alike. One that returns the mean is a denoiser.
 Network = Callable[[Tensor, Index], Tensor]
-# A denoiser is a network that returns the mean of x_{t-1}.
-Denoiser = Network
 
 
 # The schedule
@@ -49,50 +48,44 @@ def noise_schedule(
     """Return (alphas, alpha_bars) of the "scaled linear" schedule, float64, (T,) each.
 
     sqrt(beta_t) grows linearly from sqrt(beta_start) to sqrt(beta_end). The defaults are
-    the published ones; they end at abar_T = 0.79, long before pure noise.
-
-    Raises ValueError unless num_timesteps >= 1 and 0 < beta_start <= beta_end < 1.
+    published; they end at abar_T = 0.79, long before pure noise. Raises ValueError.
     """
     if not (num_timesteps >= 1 and 0 < beta_start <= beta_end < 1):
-        raise ValueError(
-            "a schedule needs num_timesteps >= 1 and 0 < beta_start <= beta_end < 1, "
-            f"got {num_timesteps}, {beta_start} and {beta_end}"
-        )
-    betas = torch.linspace(
-        beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64
-    ).square()
-    alphas = 1 - betas
+        needs = "num_timesteps >= 1 and 0 < beta_start <= beta_end < 1"
+        got = f"{num_timesteps}, {beta_start} and {beta_end}"
+        raise ValueError(f"a schedule needs {needs}, got {got}")
+    like = {"dtype": torch.float64, "device": "cpu"}
+    roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, **like)
+    alphas = 1 - roots.square()
     return alphas, alphas.cumprod(dim=0)
 
 
-def _betas_and_previous(alphas: Tensor, alpha_bars: Tensor) -> tuple[Tensor, Tensor]:
-    """Return beta_t and abar_{t-1} for t = 1..T, (T,) each.
-
-    Raises ValueError unless alpha_bars are the products of alphas, to 1 in 1,000.
-    """
+def _betas(alphas: Tensor, alpha_bars: Tensor) -> Tensor:
+    """Return beta_t for t = 1..T, if alpha_bars are alphas' products to 1 in 1,000."""
     off = (alphas.cumprod(dim=0) - alpha_bars).abs()
     if not (off <= 1e-3 * alpha_bars).all():
         raise ValueError("alpha_bars must be the cumulative products of alphas")
-    return 1 - alphas, torch.cat([alpha_bars.new_ones(1), alpha_bars[:-1]])
+    return 1 - alphas
 
 
-def _at(table: Tensor, t: Index, *states: Tensor) -> Tensor:
-    """Return table[t] as what multiplies the states: () for one index, else (B, 1).
+def _at(table: Tensor, t: Index, x: Tensor, *others: Tensor) -> Tensor:
+    """Return table[t], (T,), as what multiplies the states: () for one index, else (B, 1).
 
-    The one door of indices, schedules and states. table: (T,) on the CPU; or a network's
-    (T, D), of which rows are returned. The result has the states' dtype and device.
+    The one door of indices and states. Of a network's table, (T, D), it returns rows.
     """
-    index, x = torch.as_tensor(t), states[0]
-    kinds = {(x.shape, x.dtype, x.device) for x in states}
+    index = t if isinstance(t, Tensor) else torch.as_tensor(t, device="cpu")
+    kinds = {(state.shape, state.dtype, state.device) for state in (x, *others)}
     if len(kinds) > 1:
         raise ValueError(f"states must have one shape, dtype and device, got {kinds}")
+    # What is copied from a GPU without waiting would be read before it is there.
+    if not (index.is_cpu and (table.is_cpu or table.device == x.device)):
+        got = f"got t on {index.device}, a table on {table.device}"
+        raise ValueError(f"t must be on the CPU, tables there or by the states, {got}")
     if index.ndim and index.shape != x.shape[:-1]:
         raise ValueError(f"t must be one index, or one per row of {x.shape}, got {t}")
     inside = index.clamp(0, len(table) - 1)
     if index.is_floating_point() or not torch.equal(index, inside):
         raise IndexError(f"t must be an integer of 0..{len(table) - 1}, got {t}")
-    if table.ndim == 1 and not table.is_cpu:
-        raise ValueError(f"a schedule must be on the CPU, got one on {table.device}")
     # Blocking copies would make the CPU wait for the GPU at every coefficient.
     rows = index.long().to(table.device, non_blocking=True) if index.ndim else int(t)
     row = table[rows].to(x.device, x.dtype, non_blocking=True)
@@ -100,19 +93,6 @@ def _at(table: Tensor, t: Index, *states: Tensor) -> Tensor:
 
 
 # The forward process and its posterior
-
-
-def _noise_like(
-    x: Tensor,
-    generator: torch.Generator | None,
-    device: torch.device | str | None = None,
-    data_size: int | None = None,
-) -> Tensor:
-    """Return standard normal noise for x. On another device, it cannot be added to x."""
-    if data_size not in (None, x.shape[-1]):
-        raise ValueError(f"data_size must be {x.shape[-1]}, as in x, got {data_size}")
-    like = {"dtype": x.dtype, "device": device or x.device}
-    return torch.randn(x.shape, generator=generator, **like)
 
 
 def q_sample(
@@ -123,13 +103,44 @@ def q_sample(
     *,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw x_t from q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I), eq. (2).
-
-    x_start: (D,) or (B, D); x_t has its shape.
-    """
+    """Draw x_t from q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I), eq. (2)."""
     signal = _at(alpha_bars.sqrt(), t, x_start)
     sigma = _at((1 - alpha_bars).sqrt(), t, x_start)
-    return signal * x_start + sigma * _noise_like(x_start, generator, device)
+    noise = torch.randn_like(x_start, device=device, generator=generator)
+    return signal * x_start + sigma * noise
+
+
+def forward(x_start: Tensor, alphas: Tensor, *, seed: int = 4) -> Tensor:
+    """Run the forward process; return all its states, x_0 first: (T + 1, D).
+
+    It is one path: each x_t is drawn from q(x_t | x_{t-1}) = N(sqrt(alpha_t) x_{t-1},
+    beta_t I), which is `q_sample` with alpha_t in the place of abar_t. x_start: (D,).
+    """
+    generator = torch.Generator(x_start.device).manual_seed(seed)
+    path = [x_start]
+    for t in range(len(alphas)):
+        path.append(q_sample(path[-1], t, alphas, generator=generator))
+    return torch.stack(path)
+
+
+def posterior_tables(
+    alphas: Tensor, alpha_bars: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return A_t, B_t and beta~_t of the posterior for t = 1..T, (T,) each.
+
+        A_t     = sqrt(abar_{t-1}) beta_t / (1 - abar_t)
+        B_t     = sqrt(alpha_t) (1 - abar_{t-1}) / (1 - abar_t)
+        beta~_t = (1 - abar_{t-1}) / (1 - abar_t) beta_t
+
+    At t = 1 they are 1, 0 and 0. The publication misprints (4); these forms follow from
+    Bayes' rule (Ho et al., eqs. 6 and 7).
+    """
+    betas = _betas(alphas, alpha_bars)
+    alpha_bars_prev = torch.cat([alpha_bars.new_ones(1), alpha_bars[:-1]])
+    start_weights = alpha_bars_prev.sqrt() * betas / (1 - alpha_bars)
+    x_t_weights = alphas.sqrt() * (1 - alpha_bars_prev) / (1 - alpha_bars)
+    variances = (1 - alpha_bars_prev) / (1 - alpha_bars) * betas
+    return start_weights, x_t_weights, variances
 
 
 def posterior_mean_variance(
@@ -137,21 +148,10 @@ def posterior_mean_variance(
 ) -> tuple[Tensor, Tensor]:
     """Return mean and variance of q(x_{t-1} | x_t, x_0) = N(mu~_t, beta~_t I), (3, 4).
 
-        mu~_t   = sqrt(abar_{t-1}) beta_t / (1 - abar_t) x_0
-                  + sqrt(alpha_t) (1 - abar_{t-1}) / (1 - abar_t) x_t
-        beta~_t = (1 - abar_{t-1}) / (1 - abar_t) beta_t
-
-    At index 0 it is a point: mean x_0, variance 0. The publication misprints (4); these
-    are the forms that follow from Bayes' rule (Ho et al., eqs. 6 and 7).
-
-    x_start, x_t: (D,) or (B, D). The mean has that shape; the variance is (), or (B, 1)
-    for one index per row.
+    mu~_t = A_t x_0 + B_t x_t, of `posterior_tables`. At index 0 it is a point: mean x_0,
+    variance 0. The variance is (), or (B, 1) for one index per row.
     """
-    betas, alpha_bars_prev = _betas_and_previous(alphas, alpha_bars)
-    start_weights = alpha_bars_prev.sqrt() * betas / (1 - alpha_bars)
-    x_t_weights = alphas.sqrt() * (1 - alpha_bars_prev) / (1 - alpha_bars)
-    variances = (1 - alpha_bars_prev) / (1 - alpha_bars) * betas
-
+    start_weights, x_t_weights, variances = posterior_tables(alphas, alpha_bars)
     start_weight = _at(start_weights, t, x_start, x_t)
     x_t_weight = _at(x_t_weights, t, x_t)
     return start_weight * x_start + x_t_weight * x_t, _at(variances, t, x_t)
@@ -167,9 +167,7 @@ def posterior_q(
 ) -> tuple[Tensor, Tensor]:
     """Return mean and covariance matrix beta~_t I of q(x_{t-1} | x_t, x_0), (3, 4).
 
-    The published form of `posterior_mean_variance`, which see: the covariance is dense,
-    (D, D), or (B, D, D) for one index per row, so it is for looking at, not for
-    sampling.
+    As published, for looking at: the covariance is dense, (D, D), or (B, D, D).
     """
     mean, variance = posterior_mean_variance(x_start, x_t, t, alphas, alpha_bars)
     identity = torch.eye(x_t.shape[-1], dtype=x_t.dtype, device=device or x_t.device)
@@ -183,13 +181,12 @@ def position_encoding_init(n_position: int, d_pos_vec: int) -> Tensor:
     """Return the sinusoidal position table, float32, (n_position, d_pos_vec).
 
     Row 0 is zero. In row p, column i holds the angle p / 10000^(2 i / d_pos_vec): its
-    sine where i is even, its cosine where i is odd. As published: the usual table has
-    2 floor(i / 2) in place of 2 i, so here the frequencies fall to 1e-8 and most columns
-    hardly depend on p.
+    sine where i is even, its cosine where i is odd. (As published; the usual table has
+    2 floor(i / 2) for 2 i. Here most columns hardly depend on p.)
     """
-    position = torch.arange(n_position)[:, None]
-    column = torch.arange(d_pos_vec, dtype=torch.float64)
-    table = position / 10000 ** (2 * column / d_pos_vec)
+    like = {"dtype": torch.float64, "device": "cpu"}
+    position, column = (torch.arange(n, **like) for n in (n_position, d_pos_vec))
+    table = position[:, None] / 10000 ** (2 * column / d_pos_vec)
     table[:, 0::2] = table[:, 0::2].sin()
     table[:, 1::2] = table[:, 1::2].cos()
     table[0] = 0
@@ -199,16 +196,13 @@ def position_encoding_init(n_position: int, d_pos_vec: int) -> Tensor:
 class Denoising(nn.Module):
     """The published network: Linear - ReLU - Linear - ReLU - Linear on x_t + emb[t].
 
-    Called (x_t, t), with x_t of shape (D,) or (B, D), it returns that shape. Trained
-    directly, its output is the mean of x_{t-1}; inside `PredictStart` or `PredictNoise`
-    it is x_0 or the noise.
+    Trained directly, its output is the mean of x_{t-1}; inside `PredictStart` or
+    `PredictNoise` it is x_0 or the noise. emb[i] is row i + 1 of the position table, the
+    paper's t. (The publication takes row i; but row 0 is all zeros, and where index 0 is
+    trained with it, the chain ends far from the face.) Another emb, (T, D), may be assigned.
 
-    The embedding of index i is row i + 1 of the position table, the paper's t. (The
-    publication takes row i; but row 0 is all zeros, unlike any other, and once index 0 is
-    trained with it, the chain ends far from the face.) `emb`, (T, D), is a buffer;
-    assigning another tensor of that shape replaces it.
-
-    x_dim: D = 2N. hidden_dim: width of the hidden layers, D (published) if None.
+    x_dim: D. hidden_dim: width of the hidden layers, D (published) if None. Made in float32
+    on the CPU.
     """
 
     emb: Tensor
@@ -220,9 +214,10 @@ class Denoising(nn.Module):
         hidden_dim = x_dim if hidden_dim is None else hidden_dim
         table = position_encoding_init(num_diffusion_timesteps + 1, x_dim)
         self.register_buffer("emb", table[1:].clone())
-        self.linear1 = nn.Linear(x_dim, hidden_dim)
-        self.linear2 = nn.Linear(hidden_dim, hidden_dim)
-        self.linear3 = nn.Linear(hidden_dim, x_dim)
+        like = {"dtype": torch.float32, "device": "cpu"}
+        self.linear1 = nn.Linear(x_dim, hidden_dim, **like)
+        self.linear2 = nn.Linear(hidden_dim, hidden_dim, **like)
+        self.linear3 = nn.Linear(hidden_dim, x_dim, **like)
         self.relu = nn.ReLU()
 
     def forward(self, x_t: Tensor, t: Index) -> Tensor:
@@ -263,13 +258,11 @@ class PredictStart(nn.Module):
 
 
 class PredictNoise(nn.Module):
-    """A denoiser made of a network that predicts the noise in x_t.
+    """A denoiser made of a network that predicts eps, the noise in x_t. Its mean is
 
-    With x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, the posterior mean (4) reads
+        mu~_t = (x_t - beta_t / sqrt(1 - abar_t) eps) / sqrt(alpha_t),
 
-        mu~_t = (x_t - beta_t / sqrt(1 - abar_t) eps) / sqrt(alpha_t)
-
-    (Ho et al., eq. 11).
+    which is (4) for x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (Ho et al., eq. 11).
     """
 
     def __init__(self, network: Network, alphas: Tensor, alpha_bars: Tensor) -> None:
@@ -278,7 +271,7 @@ class PredictNoise(nn.Module):
         self.alphas, self.alpha_bars = alphas, alpha_bars
 
     def forward(self, x_t: Tensor, t: Index) -> Tensor:
-        betas, _ = _betas_and_previous(self.alphas, self.alpha_bars)
+        betas = _betas(self.alphas, self.alpha_bars)
         noise_weight = _at(betas / (1 - self.alpha_bars).sqrt(), t, x_t)
         noise = prediction(self.network, x_t, t)
         return (x_t - noise_weight * noise) / _at(self.alphas.sqrt(), t, x_t)
@@ -289,7 +282,7 @@ class PredictNoise(nn.Module):
 
 @torch.no_grad()
 def denoise_with_mu(
-    denoise_model: Denoiser,
+    denoise_model: Network,
     x_t: Tensor,
     t: Index,
     alphas: Tensor,
@@ -304,27 +297,59 @@ def denoise_with_mu(
     sigma_t^2 is beta_t ("beta", published), beta~_t of (4) ("posterior": the exact one
     where, as here, there is a single datum), or a tensor of x_t's dtype and device that
     broadcasts to x_t. The last step, index 0, adds no noise and returns the mean.
-
-    x_t: (D,) or (B, D); x_{t-1} has its shape. data_size: D.
     """
+    if data_size not in (None, x_t.shape[-1]):
+        raise ValueError(f"data_size must be {x_t.shape[-1]}, got {data_size}")
     if isinstance(variance, str):
         variances = _reverse_variances(variance, alphas, alphas.cumprod(dim=0))
         sigma = _at(variances.sqrt(), t, x_t)
     else:
         sigma = variance.sqrt()
-    not_last = _at(torch.arange(len(alphas)) > 0, t, x_t)
+    not_last = _at(torch.arange(len(alphas), device="cpu") > 0, t, x_t)
     mean = prediction(denoise_model, x_t, t)
-    return mean + not_last * sigma * _noise_like(x_t, generator, device, data_size)
+    noise = torch.randn_like(x_t, device=device, generator=generator)
+    return mean + not_last * sigma * noise
 
 
 def _reverse_variances(variance: str, alphas: Tensor, alpha_bars: Tensor) -> Tensor:
     """Return sigma_t^2 for t = 1..T: beta_t ("beta") or beta~_t of (4) ("posterior")."""
-    if variance == "beta":
-        return 1 - alphas
-    if variance == "posterior":
-        x, every_t = alphas.new_zeros(len(alphas), 1), torch.arange(len(alphas))
-        return posterior_mean_variance(x, x, every_t, alphas, alpha_bars)[1].squeeze(1)
-    raise ValueError(f"variance must be 'beta' or 'posterior', got {variance!r}")
+    if variance not in ("beta", "posterior"):
+        raise ValueError(f"variance must be 'beta' or 'posterior', got {variance!r}")
+    exact = posterior_tables(alphas, alpha_bars)[2]
+    return exact if variance == "posterior" else 1 - alphas
+
+
+def sample(
+    denoiser: Network,
+    alphas: Tensor,
+    data_size: int,
+    *,
+    x_T: Tensor | None = None,
+    variance: Literal["beta", "posterior"] = "beta",
+    first_index: int = 0,
+    seed: int = 2,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Run the reverse chain from pure noise; return all its states, x_T first.
+
+    One `denoise_with_mu` step for each index T-1..first_index. With first_index 0 the
+    last row is x_0, and the shape (T + 1, data_size); with 1 (published) it is x_1.
+
+    x_T: the starting state, (data_size,); None draws it from N(0, I), float32, on `device`.
+    """
+    device = device if x_T is None else x_T.device
+    generator = torch.Generator(device).manual_seed(seed)
+    if x_T is None:
+        like = {"dtype": torch.float32, "device": device}
+        x_T = torch.randn(data_size, generator=generator, **like)
+    chain = [x_T]
+    for t in reversed(range(first_index, len(alphas))):
+        x_t = chain[-1]
+        x_t_before = denoise_with_mu(
+            denoiser, x_t, t, alphas, data_size, variance=variance, generator=generator
+        )
+        chain.append(x_t_before)
+    return torch.stack(chain)
 
 
 # The bound: -log p(x_0) <= D (prior_kl + sum of variance_kl + sum of mean_kl)
@@ -340,18 +365,12 @@ def gaussian_kl(
               + (mean2 - mean1)^T S2^-1 (mean2 - mean1) ]
 
     Means: (d,) or (B, d). variance1, variance2: the diagonals, above 0, as a number, (),
-    (B, 1) or of the means' shape, else ValueError. Returns one number per state, () or
-    (B,), float64: small differences of large numbers are what it is made of.
+    (B, 1) or of the means' shape. Returns () or (B,), in float64, since it is made of
+    small differences of large numbers.
     """
     like = {"dtype": torch.float64, "device": mean1.device}
-    variance1 = torch.as_tensor(variance1, **like)
-    variance2 = torch.as_tensor(variance2, **like)
-    ndims = {variance1.ndim, variance2.ndim}
-    if mean1.shape != mean2.shape or not ndims <= {0, mean1.ndim}:
-        shapes = [x.shape for x in (mean1, variance1, mean2, variance2)]
-        raise ValueError(f"means and variances must fit, got shapes {shapes}")
-    ratio = variance1 / variance2
-    distance = (mean2.double() - mean1.double()).square() / variance2
+    v1, v2 = (torch.as_tensor(v, **like) for v in (variance1, variance2))
+    ratio, distance = v1 / v2, (mean2.double() - mean1.double()).square() / v2
     return (ratio - 1 - ratio.log() + distance).sum(dim=-1) / 2
 
 
@@ -368,7 +387,7 @@ def prior_kl(x_start: Tensor, alpha_bars: Tensor) -> float:
 
 @torch.no_grad()
 def vb_terms(
-    denoiser: Denoiser,
+    denoiser: Network,
     x_start: Tensor,
     alphas: Tensor,
     alpha_bars: Tensor,
@@ -386,13 +405,11 @@ def vb_terms(
         mean_kl     = E norm(mu~_t - mu_theta(x_t, t))^2 / (2 sigma_t^2 D),
 
     the exact step back (4) against the model's, along the forward process: E is the mean
-    over `states_per_step` draws of x_t from q(x_t | x_0).
-
-    x_start: (D,). variance: what sigma_t^2 is, beta_t or beta~_t.
+    over `states_per_step` draws of x_t from q(x_t | x_0). x_start: (D,).
     """
     exact = _reverse_variances("posterior", alphas, alpha_bars)
     model = _reverse_variances(variance, alphas, alpha_bars)
-    zeros = torch.zeros(len(alphas) - 1, 1)
+    zeros = exact.new_zeros(len(alphas) - 1, 1)
     variance_kl = gaussian_kl(zeros, exact[1:, None], zeros, model[1:, None])
 
     generator = torch.Generator(x_start.device).manual_seed(seed)

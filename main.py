@@ -14,8 +14,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
+from tempfile import TemporaryFile
 from time import perf_counter
 from typing import Literal
+
+if __name__ == "__main__":  # whatever backend a notebook's shell asks for
+    os.environ["MPLBACKEND"] = "agg"
 
 import numpy as np
 import pandas as pd
@@ -29,22 +33,21 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm, trange
 
 from diffusion import (
-    Denoiser,
     Denoising,
     PredictNoise,
     PredictStart,
-    denoise_with_mu,
+    forward,
     noise_schedule,
     position_encoding_init,
     posterior_mean_variance,
     prediction,
     prior_kl,
     q_sample,
+    sample,
     vb_terms,
 )
 from utils import IMG_SIZE, image_to_vector, unpack_1d_data
@@ -52,7 +55,7 @@ from utils import IMG_SIZE, image_to_vector, unpack_1d_data
 # Bars are for terminals, which is what None means, and for notebooks, which are none.
 BAR = {} if "ipykernel" in sys.modules else {"disable": None}
 
-# Training and sampling
+# Training
 
 
 def build_denoiser(
@@ -67,9 +70,8 @@ def build_denoiser(
 ) -> nn.Module:
     """Return an untrained denoiser: the network, asked for what `predict` names.
 
-    "mean": the network's output is the mean of x_{t-1} (published); "start": it is x_0,
-    and the mean follows from the posterior; "noise": it is the noise in x_t, likewise.
-    `published_embedding` embeds index i as row i of the position table, not i + 1.
+    "mean": its output is the mean of x_{t-1} (published); "start": x_0; "noise": the noise
+    in x_t. `published_embedding` embeds index i as row i of the position table, not i + 1.
     `seed` drives the initial weights and leaves PyTorch's global state as it was.
     """
     with torch.random.fork_rng(devices=[]):
@@ -104,28 +106,27 @@ def train(
 
         mean((mu~_t(x_t, x_0) - mu_theta(x_t, t))^2)    over coordinates and batch.
 
-    x_start: (D,), on the denoiser's device. decay: let the learning rate fall from lr to
-    0 over the run, as half a cosine; False keeps it (published). first_index: 0, or 1 to
-    leave out the chain's last step (published). The denoiser is left in evaluation mode.
+    x_start: (D,), on the denoiser's device. decay: let the rate fall from lr to 0, as half
+    a cosine; False keeps it (published). first_index: 0, or 1 to leave out the chain's
+    last step (published). The denoiser is left in evaluation mode.
     """
     denoiser.train()
     generator = torch.Generator(x_start.device).manual_seed(seed)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=lr, fused=True)
     scheduler = CosineAnnealingLR(optimizer, T_max=epochs * steps_per_epoch)
     x_start = x_start.expand(batch_size, -1)
-    shape = (steps_per_epoch, batch_size)
-    losses = []
+    shape, losses = (steps_per_epoch, batch_size), []
     for _ in (bar := trange(epochs, desc="training", **BAR)):
         # An epoch's indices at once: bringing them to the CPU makes it wait for a GPU.
         indices = torch.randint(
             first_index, len(alphas), shape, generator=generator, device=x_start.device
         )
-        total = torch.zeros((), device=x_start.device)
+        total = 0
         for t in indices.cpu():
             x_t = q_sample(x_start, t, alpha_bars, generator=generator)
             target, _ = posterior_mean_variance(x_start, x_t, t, alphas, alpha_bars)
             optimizer.zero_grad()
-            loss = mse_loss(prediction(denoiser, x_t, t), target)
+            loss = nn.functional.mse_loss(prediction(denoiser, x_t, t), target)
             loss.backward()
             optimizer.step()
             if decay:
@@ -137,58 +138,11 @@ def train(
     return losses
 
 
-def forward(x_start: Tensor, alphas: Tensor, *, seed: int = 4) -> Tensor:
-    """Run the forward process; return all its states, x_0 first: (T + 1, D).
-
-    It is one path: each x_t is drawn from q(x_t | x_{t-1}) = N(sqrt(alpha_t) x_{t-1},
-    beta_t I), which is `q_sample` with alpha_t in the place of abar_t. x_start: (D,).
-    """
-    generator = torch.Generator(x_start.device).manual_seed(seed)
-    path = [x_start]
-    for t in range(len(alphas)):
-        path.append(q_sample(path[-1], t, alphas, generator=generator))
-    return torch.stack(path)
-
-
-def sample(
-    denoiser: Denoiser,
-    alphas: Tensor,
-    data_size: int,
-    *,
-    x_T: Tensor | None = None,
-    variance: Literal["beta", "posterior"] = "beta",
-    first_index: int = 0,
-    seed: int = 2,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Run the reverse chain from pure noise; return all its states, x_T first.
-
-    One `denoise_with_mu` step for each index T-1..first_index. With first_index 0 the
-    last row is x_0, and the shape (T + 1, data_size); with 1 (published) it is x_1, and
-    there are T rows.
-
-    x_T: the starting state, (data_size,); None draws it from N(0, I) on `device`.
-    """
-    device = device if x_T is None else x_T.device
-    generator = torch.Generator(device).manual_seed(seed)
-    if x_T is None:
-        x_T = torch.randn(data_size, generator=generator, device=device)
-    chain = [x_T]
-    for t in reversed(range(first_index, len(alphas))):
-        x_t = chain[-1]
-        x_t_before = denoise_with_mu(
-            denoiser, x_t, t, alphas, data_size, variance=variance, generator=generator
-        )
-        chain.append(x_t_before)
-    return torch.stack(chain)
-
-
 def keep_freed_memory() -> None:
-    """Let memory that is freed stay with the process, where the C library is glibc.
+    """Let freed memory stay with the process, where the C library is glibc.
 
-    Every training step frees the gradients and allocates them anew. glibc hands large
-    blocks back to the system, which zeroes their pages before it gives them out again:
-    of 2,122 points, a step then takes 2.4 times as long (`python -m tests.benchmark`).
+    Else the system zeroes the gradients' pages anew at each step of the training, which
+    takes 2.4 times as long at 2,122 points (`python -m tests.benchmark`).
     """
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
     with suppress(OSError, TypeError, AttributeError):
@@ -197,7 +151,7 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-# Drawing: `save_film` and `save_strip` write files, the others return pictures
+# Drawing
 
 File = str | os.PathLike[str]
 # Ink has no red and paper all of it: `_Frames` tells their blends by it.
@@ -214,32 +168,38 @@ def save_film(
 ) -> None:
     """Write the film of a chain, as `animate` gives it, as an animated GIF.
 
-    A frame lasts 1 / fps, rounded to the centiseconds of a GIF; the last one is held
-    for 1.5 s at least.
+    A frame lasts 1 / fps, rounded to 10 ms; the last one is held for 1.5 s at least.
     """
     first, *others = _render(animate(chain, labels, dpi=dpi))
     durations = [10 * round(100 / fps)] * len(chain)
     durations[-1] = max(durations[-1], 1500)
-    _save(first, path, save_all=True, append_images=others, duration=durations, loop=0)
-
-
-def save_strip(
-    chain: Tensor, labels: Sequence[str], path: File, *, dpi: int = 120
-) -> None:
-    """Write the `strip` of a film as a PNG; a still has two fifths of a frame's side."""
-    _save(strip(chain, labels, dpi=dpi * 2 / 5), path)
+    options = {"append_images": others, "duration": durations, "loop": 0}
+    write_whole(path, lambda part: first.save(part, save_all=True, **options))
 
 
 def animate(
-    chain: Tensor, labels: Sequence[str], *, fps: float = 8, dpi: float = 120
+    chain: Tensor, labels: Sequence[str], *, dpi: float = 120, letters: float = 16
 ) -> ArtistAnimation:
-    """Return the film of a chain, one frame of 5 x 5 inches per state.
+    """Return the film of a chain, (states, 2N), with one label each, 8 states a second.
 
-    In a notebook, `IPython.display.HTML(animate(...).to_jshtml())` plays it.
-
-    chain: (states, 2N), with one label each.
+    In a notebook, `IPython.display.HTML(animate(...).to_jshtml())` plays it: as many
+    frames, of 5 x 5 inches, as fit into `rcParams["animation.embed_limit"]`, 20 MB.
     """
-    return _animation(chain, labels, 16, dpi, interval=1000 / fps)
+    # Outside pyplot and the caller's settings: no window opens, and no backend changes.
+    with style.context("default"):
+        figure = Figure(figsize=(5, 5), dpi=dpi, facecolor=PAPER)
+        FigureCanvasAgg(figure)
+        ax = figure.add_axes((0, 0, 1, 1), xlim=X_LIMITS, ylim=Y_LIMITS, aspect="equal")
+        ax.set_axis_off()
+        camera = Camera(figure)
+        behind = {"facecolor": PAPER, "linewidth": 0, "pad": 2}
+        pairs = zip(chain.tolist(), labels, strict=True)
+        for state, label in tqdm(pairs, "drawing", len(chain), delay=1, **BAR):
+            points = pd.DataFrame(dict(zip("xy", unpack_1d_data(state))))
+            sns.scatterplot(points, x="x", y="y", ax=ax, s=8, color=INK, linewidth=0)
+            ax.text(-3.2, -2.45, label, size=letters, color=INK, bbox=behind)
+            camera.snap()
+        return camera.animate(interval=125)
 
 
 def strip(chain: Tensor, labels: Sequence[str], *, dpi: float = 60) -> Image.Image:
@@ -254,18 +214,14 @@ def strip(chain: Tensor, labels: Sequence[str], *, dpi: float = 60) -> Image.Ima
 def stills(
     clouds: Tensor, labels: Sequence[str], *, columns: int = 5, dpi: float = 60
 ) -> Image.Image:
-    """Return pictures of clouds, each with its label, in rows of `columns`.
-
-    clouds: (K, 2N), with one label each. A picture has 5 x 5 inches.
-    """
+    """Return pictures of clouds, (K, 2N), with one label each, in rows of `columns`."""
     # Larger letters than in the film, since a sheet is looked at much reduced.
-    frames = _render(_animation(clouds, labels, 28, dpi))
+    frames = _render(animate(clouds, labels, dpi=dpi, letters=28))
     columns, side = min(columns, len(frames)), frames[0].width
     pitch = side + math.ceil(side / 60)
     rows = math.ceil(len(frames) / columns)
-    sheet = Image.new(
-        "RGB", (columns * pitch - pitch + side, rows * pitch - pitch + side), "white"
-    )
+    size = columns * pitch - pitch + side, rows * pitch - pitch + side
+    sheet = Image.new("RGB", size, "white")
     for k, frame in enumerate(frames):
         sheet.paste(frame, (k % columns * pitch, k // columns * pitch))
     return sheet
@@ -284,27 +240,6 @@ class _Frames(PillowWriter):
         """Write nothing: an animation calls this even when it was interrupted."""
 
 
-def _animation(
-    clouds: Tensor, labels: Sequence[str], size: float, dpi: float, **options: float
-) -> ArtistAnimation:
-    """Return an animation of clouds, each with its label, on fixed axes."""
-    # Outside pyplot and the caller's settings: no window opens, and no backend changes.
-    with style.context("default"):
-        figure = Figure(figsize=(5, 5), dpi=dpi, facecolor=PAPER)
-        FigureCanvasAgg(figure)
-        ax = figure.add_axes((0, 0, 1, 1), xlim=X_LIMITS, ylim=Y_LIMITS, aspect="equal")
-        ax.set_axis_off()
-        camera = Camera(figure)
-        behind = {"facecolor": PAPER, "linewidth": 0, "pad": 2}
-        pairs = zip(clouds.tolist(), labels, strict=True)
-        for cloud, label in tqdm(pairs, "drawing", len(clouds), delay=1, **BAR):
-            points = pd.DataFrame(dict(zip("xy", unpack_1d_data(cloud))))
-            sns.scatterplot(points, x="x", y="y", ax=ax, s=8, color=INK, linewidth=0)
-            ax.text(-3.2, -2.45, label, size=size, color=INK, bbox=behind)
-            camera.snap()
-        return camera.animate(**options)
-
-
 def _render(animation: ArtistAnimation) -> list[Image.Image]:
     """Return the frames of an animation as pictures."""
     frames = _Frames()
@@ -313,17 +248,70 @@ def _render(animation: ArtistAnimation) -> list[Image.Image]:
     return frames._frames
 
 
-def _save(picture: Image.Image, path: File, **options: object) -> None:
-    """Save beside the target and move into place: it is replaced whole or not at all."""
-    target = Path(path).resolve()
-    part = target.with_name(f".{token_hex(8)}{target.suffix}")  # which tells the format
+# Doors: what may be asked for, what is written, what stops a command
+
+
+def number(kind: type, low: float, high: float) -> Callable[[str], float]:
+    """Return what reads a flag's number, from low to high."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must be {low} to {high}, got {text}")
+        return value
+
+    parse.__name__ = kind.__name__  # what argparse calls a text that is no number
+    return parse
+
+
+def check_output(path: Path, suffix: str, *others: Path) -> None:
+    """Raise ValueError unless a file can be written there, and is none of the others."""
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"{path} must end in {suffix}")
+    target = os.path.realpath(path)
     try:
-        picture.save(part, **options)
-        part.replace(target)
+        with suppress(FileNotFoundError):
+            open(target, "r+b").close()
+        TemporaryFile(dir=os.path.dirname(target)).close()
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(target)) from None
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+    for other in others:
+        with suppress(OSError):  # of a file that is not there
+            if os.path.samefile(path, other):
+                raise ValueError(f"{path} would overwrite {other}")
+
+
+def write_whole(path: File, write: Callable[[Path], object]) -> None:
+    """Have a file written beside its target and moved into place, whole or not at all.
+
+    Raises OSError. If it cannot be moved, the error tells where it is.
+    """
+    target, found = Path(os.path.realpath(path)), ""
+    whole = target.with_name(token_hex(8) + target.suffix)  # which tells the format
+    part = whole.with_name(f".{whole.name}")
+    try:
+        write(part)
+        part.rename(whole)
+        found = f"; it is kept as {whole}"
+        whole.replace(target)
+    except OSError as error:
+        reason = f"{error.strerror or error}{found}"
+        raise OSError(error.errno, reason, str(target)) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def command(name: str, run: Callable[[], None], tip: str) -> None:
+    """Run a command: what stops it is one line, with a tip for want of memory or a GPU."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # for names of any letters
+    try:
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (FloatingPointError, MemoryError, OSError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0] or "out of memory"
+        wanting = isinstance(error, (MemoryError, RuntimeError))
+        sys.exit(f"{name}: error: {reason}" + wanting * f": {tip}")
 
 
 # The experiment
@@ -332,16 +320,17 @@ def _save(picture: Image.Image, path: File, **options: object) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the experiment as the command line asks: report, film, strip.
 
-    Bad input ends with status 2 and one line on standard error, before any training.
-    Raises FloatingPointError if a figure is not finite, OSError if writing fails.
+    Bad input ends with status 2 and one line on standard error, before any training;
+    FloatingPointError is raised if a figure is not finite.
     """
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.image.resolve() in {p.resolve() for p in (args.output, args.strip) if p}:
-        parser.error(f"--output or --strip would overwrite --image {args.image}")
     if args.as_published and args.timesteps < 2:
         parser.error("--as-published leaves out index 0: --timesteps must be above 1")
     try:
+        check_output(args.output, ".gif", args.image)
+        if args.strip:
+            check_output(args.strip, ".png", args.image, args.output)
         alphas, alpha_bars = schedule = noise_schedule(
             args.timesteps, args.beta_start, args.beta_end
         )
@@ -356,7 +345,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     keep_freed_memory()
     x_start = x_start.to(args.device)
-    first_index = 1 if args.as_published else 0
+    first_index = int(args.as_published)
     denoiser = build_denoiser(
         args.predict,
         len(x_start),
@@ -421,7 +410,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_film(chain, labels, args.output, fps=args.fps, dpi=args.dpi)
     print(f"{'output':<12} {args.output}")
     if args.strip:
-        save_strip(chain, labels, args.strip, dpi=args.dpi)
+        write_whole(args.strip, strip(chain, labels, dpi=args.dpi * 2 / 5).save)
         print(f"{'strip':<12} {args.strip}")
 
 
@@ -434,31 +423,28 @@ def _parser() -> argparse.ArgumentParser:
         "published hyperparameters, with three mends that --as-published takes back.",
         epilog="The report, in nats per dimension: prior_kl, KL of q(x_T | x_0) to "
         "N(0, I); variance_kl and mean_kl, KL of the exact steps back to the network's, "
-        "summed over t = 2..T along the forward process: what the step's variance costs "
-        "and what its mean does. They are the bound on -log p(x_0) but for its last "
-        "term, -log p(x_0 | x_1), which has no finite value, since the last step adds no "
-        "noise. train_s: seconds of training. loss: of the last epoch. rmse: the last "
-        "state against the picture's cloud, in its units.",
+        "t = 2..T: what their variance costs and what their mean does. train_s: seconds "
+        "of training. loss: of the last epoch. rmse: the last state against x_0.",
     )
 
     def flag(name: str, default: object, kind: object, meaning: str) -> None:
         kind = {"choices": kind} if isinstance(kind, list) else {"type": kind}
-        meaning += f" (default: {default})"
+        meaning += " (default: %(default)s)"
         parser.add_argument(name, default=default, help=meaning, **kind)
 
     def switch(name: str, meaning: str) -> None:
         parser.add_argument(name, action="store_true", help=meaning)
 
-    count = _number(int, 1, 1_000_000)
+    count = number(int, 1, 1_000_000)
     devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     outputs, variances = ["mean", "start", "noise"], ["beta", "posterior"]
     homer = Path(__file__).resolve().with_name("homer.png")
     flag("--image", homer, Path, "picture to learn, dark lines on a light ground")
     switch("--fit", "find the drawing: turn light on dark round, stretch greys, crop")
-    flag("--image-size", IMG_SIZE, _number(int, 1, 10_000), "pixels a side to work at")
-    flag("--threshold", 50, _number(int, 0, 255), "lightest grey that makes a point")
-    flag("--max-points", 2500, _number(int, 2, 1_000_000), "points to keep at most")
-    flag("--timesteps", 30, _number(int, 1, 1000), "diffusion steps T")
+    flag("--image-size", IMG_SIZE, number(int, 1, 10_000), "pixels a side to work at")
+    flag("--threshold", 50, number(int, 0, 255), "lightest grey that makes a point")
+    flag("--max-points", 2500, number(int, 2, 1_000_000), "points to keep at most")
+    flag("--timesteps", 30, number(int, 1, 1000), "diffusion steps T")
     flag("--beta-start", 4e-4, float, "noise variance of the first step")
     flag("--beta-end", 0.02, float, "noise variance of the last step")
     flag("--predict", "mean", outputs, "the network's output: x_{t-1}'s mean, x_0, eps")
@@ -466,51 +452,19 @@ def _parser() -> argparse.ArgumentParser:
     flag("--epochs", 20, count, "epochs of training")
     flag("--steps-per-epoch", 40, count, "training steps in an epoch")
     flag("--batch-size", 1, count, "noised states in a training step")
-    flag("--lr", 1e-3, _number(float, 1e-12, 1e3), "AdamW's learning rate at first")
+    flag("--lr", 1e-3, number(float, 1e-12, 1e3), "AdamW's learning rate at first")
     flag("--variance", "beta", variances, "of a step back: beta_t, or beta~_t (exact)")
     switch("--as-published", "leave out index 0, embed index i as row i, keep the lr")
-    flag("--seed", 0, _number(int, 0, 2**32 - 1), "seed of everything random")
+    flag("--seed", 0, number(int, 0, 2**32 - 1), "seed of everything random")
     flag("--device", devices[0], devices, "where to compute")
-    flag("--output", Path("output.gif"), _file(".gif"), "film to write, a GIF")
-    flag("--strip", None, _file(".png"), "picture of ten of its stills to write, a PNG")
+    flag("--output", Path("output.gif"), Path, "film to write, a GIF")
+    flag("--strip", None, Path, "picture of ten of its stills to write, a PNG")
     switch("--both-ways", "film the forward process too, and go back from its x_T")
-    flag("--fps", 8, _number(float, 0.5, 50), "frames a second, as near as GIF can")
-    flag("--dpi", 120, _number(int, 10, 1000), "pixels per inch of 5-inch frames")
+    flag("--fps", 8, number(float, 0.5, 50), "frames a second, as near as GIF can")
+    flag("--dpi", 120, number(int, 10, 1000), "pixels per inch of 5-inch frames")
     return parser
 
 
-def _number(kind: type, low: float, high: float) -> Callable[[str], float]:
-    """Return what reads a flag's number, from low to high."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"must be {low} to {high}, got {text}")
-        return value
-
-    parse.__name__ = kind.__name__  # what argparse calls a text that is no number
-    return parse
-
-
-def _file(suffix: str) -> Callable[[str], Path]:
-    """Return what reads the name of a file that can be written."""
-
-    def parse(text: str) -> Path:
-        path = Path(text)
-        if path.suffix.lower() != suffix:
-            raise argparse.ArgumentTypeError(f"must end in {suffix}, got {text}")
-        touched = [path.parent, path] if path.exists() else [path.parent]
-        if path.is_dir() or not all(os.access(p, os.W_OK) for p in touched):
-            raise argparse.ArgumentTypeError(f"{text} cannot be written")
-        return path
-
-    return parse
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (FloatingPointError, OSError) as error:
-        sys.exit(f"main.py: error: {error}")
+    lower = "lower --hidden, --batch-size or --max-points, or take --device cpu"
+    command("main.py", main, lower)

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+if __name__ == "__main__":  # whatever backend a notebook's shell asks for
+    os.environ["MPLBACKEND"] = "agg"
+
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +41,7 @@ from comparison.picture_methods import (
 )
 from comparison.predictors import from_velocity
 from comparison.training import PICTURE_STEPS, STEPS, fit, load
-from main import _number
+from main import check_output, command, number
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,8 +52,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(argv)
     png, gif = (args.output / f"{args.law}.{kind}" for kind in ("png", "gif"))
-    if args.image.resolve() in (png.resolve(), gif.resolve()):
-        parser.error(f"--output would overwrite --image {args.image}")
+    try:
+        check_output(png, ".png", args.image)
+        check_output(gif, ".gif", args.image)
+    except ValueError as error:
+        parser.error(str(error))
     if args.law == "points":
         wanted = [m for m in methods() if m.name in args.methods]
         filmed = [m for m in methods() if args.film and (m.name, m.steps) in FILMED]
@@ -181,7 +187,7 @@ def _flags(
     """Add the flags that both laws have."""
 
     def flag(name: str, default: object, kind: object, meaning: str) -> None:
-        meaning += f" (default: {default})"
+        meaning += " (default: %(default)s)"
         parser.add_argument(name, default=default, type=kind, help=meaning)
 
     def switch(name: str, meaning: str) -> None:
@@ -198,29 +204,17 @@ def _flags(
     )
     flag("--image", HOMER, Path, "picture to learn")
     switch("--fit", "find the drawing: turn light on dark round, stretch greys, crop")
-    flag("--samples", samples, _number(int, 2, most), "what to draw for each row")
+    flag("--samples", samples, number(int, 2, most), "what to draw for each row")
     switch("--train", "train anew, where weights are at hand too")
-    flag("--train-steps", steps, _number(int, 1, 1_000_000), "steps of a training")
-    seed = _number(int, 0, 2**32 - 1)
+    flag("--train-steps", steps, number(int, 1, 1_000_000), "steps of a training")
+    seed = number(int, 0, 2**32 - 1)
     flag("--seed", 0, seed, "seed of sampling, with --train of training too")
     parser.add_argument(
         "--device", choices=devices, default=devices[0], help="where to compute"
     )
-    flag("--output", Path("."), _folder, "folder to write the figures to")
+    flag("--output", Path("."), Path, "folder to write the figures to")
     switch("--film", f"write {film} too")
 
 
-def _folder(text: str) -> Path:
-    """Read the name of a folder that can be written to."""
-    if not (os.path.isdir(text) and os.access(text, os.W_OK)):
-        raise argparse.ArgumentTypeError(f"{text} is no folder that can be written to")
-    return Path(text)
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except OSError as error:
-        sys.exit(f"comparison: error: {error}")
+    command("comparison", main, "lower --samples, or take --device cpu")

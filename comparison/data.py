@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
 from comparison.measures import principal
-from utils import IMG_SIZE, ImageFile, _fit, _read, _square, image_to_vector
+from utils import IMG_SIZE, ImageFile, image_to_vector, read_square
 
 HOMER = Path(__file__).resolve().parents[1] / "homer.png"
 
@@ -100,11 +100,9 @@ def pictures(
     as they must be to be seen at a side of 32. Raises ValueError if the image cannot be
     read as a picture, or nothing is dark; a UserWarning says what `fit` did.
     """
+    grey, done = read_square(image, CANVAS, DARK, fit)
     if fit:
-        grey, done = _fit(_read(image), CANVAS, DARK)
         warnings.warn(f"fit: {done}", stacklevel=2)
-    else:
-        grey = _square(_read(image), CANVAS)
     ink = grey.point([255 * (v <= DARK) for v in range(256)])
     if not ink.getbbox():
         darkest = grey.getextrema()[0]

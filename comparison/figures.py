@@ -25,7 +25,7 @@ from comparison.measures import nearest
 from comparison.methods import Row, head, line
 from comparison.picture_methods import PictureRow
 from comparison.predictors import Predictor
-from main import INK, PAPER, X_LIMITS, Y_LIMITS, stills
+from main import INK, PAPER, X_LIMITS, Y_LIMITS, stills, write_whole
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FAINT = "#a38a00"
@@ -51,8 +51,9 @@ def panels(rows: int, columns: int, side: float = 2.0) -> tuple[Figure, np.ndarr
 
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG."""
+    options = {"dpi": 120, "bbox_inches": "tight", "pad_inches": 0.05}
     with style.context("default"):
-        figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.05)
+        write_whole(path, lambda part: figure.savefig(part, **options))
 
 
 def save_gif(sheets: Sequence[Image.Image], file: Path | IO[bytes]) -> None:

@@ -6,11 +6,14 @@ Figures go to docs/, tables are printed as Markdown.
 """
 
 import argparse
-import sys
+import os
+
+if __name__ == "__main__":  # whatever backend a notebook's shell asks for
+    os.environ["MPLBACKEND"] = "agg"
 
 from comparison.picture_tables import PICTURE_TABLES
 from comparison.point_tables import POINT_TABLES
-from main import _number
+from main import command, number
 
 TABLES = POINT_TABLES | PICTURE_TABLES
 TRAININGS = ("weights", "unet")
@@ -24,7 +27,7 @@ def main() -> None:
     parser.add_argument(
         "name", nargs="?", choices=TABLES, help="all but trainings if left out"
     )
-    seeds = {"type": _number(int, 1, 100), "default": 3}
+    seeds = {"type": number(int, 1, 100), "default": 3}
     parser.add_argument("--seeds", help="seeds of each figure (default: 3)", **seeds)
     args = parser.parse_args()
     for name, make in TABLES.items():
@@ -34,7 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    command("comparison.tables", main, "lower --seeds")

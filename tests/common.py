@@ -1,7 +1,7 @@
 """What several tests use: a tiny experiment, pictures, films."""
 
+import inspect
 import io
-import math
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +22,27 @@ def seeded_by(number):
     return torch.Generator().manual_seed(number)
 
 
-def by_hand(alphas, t):
-    """alpha_t, abar_t and abar_{t-1} from a product over plain numbers."""
-    numbers = alphas.tolist()
-    return numbers[t], math.prod(numbers[: t + 1]), math.prod(numbers[:t])
-
-
 def exact_denoiser(x_start, schedule=SCHEDULE):
     return PredictStart(lambda x_t, t: x_start, *schedule)
+
+
+def recorded(monkeypatch, module, *names):
+    """What functions of a module are given, and what they return, in their last calls."""
+    given, returned = {}, {}
+
+    def record(name, function):
+        def recording(*args, **kwargs):
+            bound = inspect.signature(function).bind(*args, **kwargs)
+            bound.apply_defaults()
+            given[name] = bound.arguments
+            returned[name] = function(*args, **kwargs)
+            return returned[name]
+
+        monkeypatch.setattr(module, name, recording)
+
+    for name in names:
+        record(name, getattr(module, name))
+    return given, returned
 
 
 def film(path):
@@ -57,41 +70,3 @@ def saved(image, kind, **options):
     image.save(file, kind, **options)
     file.seek(0)
     return file
-
-
-def drawing(kind):
-    """homer.png in another format or mode."""
-    with Image.open(HOMER) as image:
-        grey = image.convert("L")
-    ink = 255 - np.asarray(grey)
-    turned = Image.Exif()
-    turned[0x0112] = 6  # to be turned a quarter clockwise, to stand upright
-    clear = np.zeros((600, 600, 4), dtype=np.uint8)  # black, opaque where there is ink
-    clear[..., 3] = ink
-    match kind:
-        case "1-bit" | "palette" | "RGB" | "RGBA":
-            mode = {"1-bit": "1", "palette": "P"}.get(kind, kind)
-            return saved(grey.convert(mode), "png")
-        case "16-bit":
-            greys = np.asarray(grey).astype(np.uint16) * 257
-            return saved(Image.fromarray(greys), "png")
-        case "transparent 16-bit":  # black, which is clear, but for the ink
-            greys = np.where(ink < 128, 0, 257).astype(np.uint16)
-            return saved(Image.fromarray(greys), "png", transparency=0)
-        case "transparent":
-            return saved(Image.fromarray(clear), "png")
-        case "grey and alpha":
-            return saved(Image.fromarray(clear).convert("LA"), "png")
-        case "transparent palette":
-            image = Image.fromarray((ink < 128).astype(np.uint8)).convert("P")
-            image.putpalette([0, 0, 0, 90, 0, 0])
-            return saved(image, "gif", transparency=1)
-        case "EXIF":
-            on_its_side = grey.transpose(Image.Transpose.ROTATE_90)
-            return saved(on_its_side, "jpeg", exif=turned)
-        case "animation":
-            return saved(grey, "gif", save_all=True, append_images=[grey.rotate(90)])
-        case "JPEG CMYK":
-            return saved(grey.convert("RGB").convert("CMYK"), "jpeg")
-        case _:
-            return saved(grey.convert("RGB"), kind)

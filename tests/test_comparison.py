@@ -353,11 +353,11 @@ def _refused(monkeypatch, capsys, flags, message):
     [
         ("--methods ddpm-square", "invalid choice: 'ddpm-square'"),
         ("--methods", "--methods"),
+        ("--output no/such", "no/such/points.png cannot be written: No such file"),
         (
-            "--output no/such/folder",
-            "no/such/folder is no folder that can be written to",
+            "--output README.md",
+            "README.md/points.png cannot be written: Not a directory",
         ),
-        ("--output README.md", "README.md is no folder"),
         ("--image no.png", "no.png cannot be read as a picture"),
         ("--image README.md", "README.md cannot be read as a picture"),
         ("--samples 1", "must be 2 to"),
@@ -375,7 +375,7 @@ def test_the_picture_is_not_overwritten(tmp_path, monkeypatch, capsys):
     image = tmp_path / "points.png"
     image.write_bytes(HOMER.read_bytes())
     flags = ["--image", str(image), "--output", str(tmp_path)]
-    _refused(monkeypatch, capsys, flags, "--output would overwrite --image")
+    _refused(monkeypatch, capsys, flags, f"points.png would overwrite {image}")
     assert image.read_bytes() == HOMER.read_bytes()
 
 

@@ -575,7 +575,7 @@ def test_the_figure_does_not_overwrite_the_picture(tmp_path, capsys):
     image.write_bytes(HOMER.read_bytes())
     with pytest.raises(SystemExit):
         command.main(["pictures", "--image", str(image), "--output", str(tmp_path)])
-    assert "--output would overwrite --image" in capsys.readouterr().err
+    assert f"pictures.png would overwrite {image}" in capsys.readouterr().err
     assert image.read_bytes() == HOMER.read_bytes()
 
 
