@@ -12,16 +12,19 @@ from tqdm import tqdm
 from diffusion import (
     PredictNoise,
     noise_schedule,
+    posterior_tables,
     q_sample,
+    sample,
     vb_terms,
 )
-from main import build_denoiser, sample, train
+from main import build_denoiser, train
 from tests.common import HOMER, exact_denoiser, seeded_by
 from utils import image_to_vector
 
 PUBLISHED = {"beta_end": 0.02, "hidden": None, "batch": 1, "variance": "beta"}
-NEAR_NOISE = {"beta_end": 0.6}
-MENDED = PUBLISHED | NEAR_NOISE | {"hidden": 256, "batch": 8}
+NEAR_NOISE = PUBLISHED | {"beta_end": 0.6}
+MENDED = NEAR_NOISE | {"hidden": 256, "batch": 8}
+WIDE = MENDED | {"hidden": None}
 POSTERIOR = {"variance": "posterior"}
 NETWORKS = ("mean", "start", "noise")
 # What is run, what predicts, what is done otherwise than by default, and the settings.
@@ -31,26 +34,34 @@ ROWS = [
     ("as published + full chain, embedding", "mean", {"rate"}, PUBLISHED),
     ("all three: the default", "mean", set(), PUBLISHED),
     ("the default, embedded as published", "mean", {"embedding"}, PUBLISHED),
+    ("the same, row 0 with its cosines", "mean", {"embedding", "cosines"}, PUBLISHED),
     ("`start`", "start", set(), PUBLISHED),
     ("`noise`", "noise", set(), PUBLISHED),
-    ("predicts no noise, no network", "nothing", set(), PUBLISHED),
-    ("best constant, no network", "constant", set(), PUBLISHED),
-    ("best constant, no network", "constant", set(), PUBLISHED | POSTERIOR),
-    ("exact posterior, no network", "exact", set(), PUBLISHED),
-    ("exact posterior, no network", "exact", set(), PUBLISHED | POSTERIOR),
     ("`mean`", "mean", set(), MENDED),
-    ("`mean`, trained on the bound", "mean", {"bound"}, MENDED),
     ("`start`", "start", set(), MENDED),
-    ("`start`", "start", set(), MENDED | POSTERIOR),
-    ("`start`, width and batch as published", "start", set(), PUBLISHED | NEAR_NOISE),
+    ("`start`, exact variance", "start", set(), MENDED | POSTERIOR),
+    ("`start`, width and batch as published", "start", set(), NEAR_NOISE),
     ("`noise`", "noise", set(), MENDED),
-    ("`noise`, trained on L_simple", "noise", {"L_simple"}, MENDED),
-    ("`noise`, trained on the bound", "noise", {"bound"}, MENDED),
-    ("predicts no noise, no network", "nothing", set(), MENDED),
-    ("best constant, no network", "constant", set(), MENDED),
-    ("best constant, no network", "constant", set(), MENDED | POSTERIOR),
-    ("exact posterior, no network", "exact", set(), MENDED),
-    ("exact posterior, no network", "exact", set(), MENDED | POSTERIOR),
+    ("`mean`", "mean", set(), WIDE),
+    ("`noise`", "noise", set(), WIDE),
+    ("`noise`, trained on L_simple", "noise", {"L_simple"}, WIDE),
+    ("`noise`, trained on the bound", "noise", {"bound"}, WIDE),
+    ("`mean` + x_t", "mean", {"path"}, MENDED),
+    ("`mean` + x_t, trained on the bound", "mean", {"path", "bound"}, MENDED),
+    ("`noise` + x_t", "noise", {"path"}, MENDED),
+    ("`noise` + x_t, trained on L_simple", "noise", {"path", "L_simple"}, MENDED),
+    ("`noise` + x_t, trained on the bound", "noise", {"path", "bound"}, MENDED),
+    ("`mean` + x_t, best constant, no network", "mean + x_t", set(), MENDED),
+    ("`noise` + x_t, best constant, no network", "noise + x_t", set(), MENDED),
+] + [
+    (f"{name}, no network", predict, set(), settings | variance)
+    for settings in (PUBLISHED, MENDED)
+    for name, predict, variance in (
+        ("predicts no noise", "nothing", {}),
+        ("best constant", "constant", {}),
+        ("exact posterior", "exact", {}),
+        ("exact posterior, exact variance", "exact", POSTERIOR),
+    )
 ]
 
 
@@ -64,70 +75,91 @@ class Reweighted(nn.Module):
 
     def __init__(self, denoiser, x_start, schedule, scales):
         super().__init__()
-        self.denoiser = denoiser
+        self.denoiser, self.scales = denoiser, scales.float()
         self.exact = exact_denoiser(x_start, schedule)
-        self.scales = scales.float()
 
     def forward(self, x_t, t):
         exact = self.exact(x_t, t)
         return exact + (self.denoiser(x_t, t) - exact) / self.scales[t][:, None]
 
 
+class WithPath(nn.Module):
+    """A network with a path from its input to its output: x_t is added to what it gives."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x_t, t):
+        return self.network(x_t, t) + x_t
+
+
 def without_network(predict, x_start, schedule):
+    """Return a denoiser that knows x_0: the exact one, or what a network is held against."""
     if predict == "exact":
         return exact_denoiser(x_start, schedule)
     if predict == "nothing":
         return PredictNoise(lambda x_t, t: torch.zeros_like(x_t), *schedule)
-    # The mean of x_{t-1} that does not look at x_t: sqrt(abar_{t-1}) x_0.
-    scales = torch.cat([torch.ones(1), schedule[1][:-1]]).sqrt().float()
-    return lambda x_t, t: scales[t] * x_start
+    # The best constants: of the mean of x_{t-1} given nothing, or x_t, and of the noise.
+    signal = schedule[1].sqrt().float()
+    before = torch.cat([torch.ones(1), signal[:-1]])
+    if predict == "noise + x_t":
+        return PredictNoise(lambda x_t, t: x_t - signal[t] * x_start, *schedule)
+    if predict == "mean + x_t":
+        return lambda x_t, t: x_t + (before - signal)[t] * x_start
+    return lambda x_t, t: before[t] * x_start
+
+
+def trained(x_start, predict, otherwise, settings, schedule, seed):
+    """Return the denoiser of one run, trained."""
+    denoiser = build_denoiser(
+        predict,
+        len(x_start),
+        *schedule,
+        hidden_dim=settings["hidden"],
+        published_embedding="embedding" in otherwise,
+        seed=seed,
+    )
+    if "cosines" in otherwise:  # cos(0) = 1, as in every row but this
+        denoiser.emb[0, 1::2] = 1
+    if "path" in otherwise and predict == "mean":
+        denoiser = WithPath(denoiser)
+    elif "path" in otherwise:
+        denoiser.network = WithPath(denoiser.network)
+    # The bound's weight is 1 / 2 sigma_t^2, at the published variance: sigma_t^2 = beta_t.
+    weights = {"L_simple": noise_weights(*schedule), "bound": (1 - schedule[0]).sqrt()}
+    learner = denoiser
+    for loss in otherwise & {*weights}:
+        learner = Reweighted(denoiser, x_start, schedule, weights[loss])
+    train(
+        learner,
+        x_start,
+        *schedule,
+        batch_size=settings["batch"],
+        decay="rate" not in otherwise,
+        first_index=int("chain" in otherwise),
+        seed=seed + 1,
+    )
+    return denoiser
 
 
 def run(x_start, predict, otherwise, settings, seed):
-    """Return the denoiser of one run, and variance_kl, mean_kl, rmse of x_1, rmse."""
+    """Return the denoiser of one run, and its mean_kl, rmse of x_1, rmse."""
     schedule = noise_schedule(beta_end=settings["beta_end"])
     first_index = int("chain" in otherwise)
     if predict in NETWORKS:
-        denoiser = build_denoiser(
-            predict,
-            len(x_start),
-            *schedule,
-            hidden_dim=settings["hidden"],
-            published_embedding="embedding" in otherwise,
-            seed=seed,
-        )
-        trained = denoiser
-        if "L_simple" in otherwise:
-            scales = noise_weights(*schedule)
-            trained = Reweighted(denoiser, x_start, schedule, scales)
-        if "bound" in otherwise:  # at the published variance: sigma_t^2 = beta_t
-            scales = (1 - schedule[0]).sqrt()
-            trained = Reweighted(denoiser, x_start, schedule, scales)
-        train(
-            trained,
-            x_start,
-            *schedule,
-            batch_size=settings["batch"],
-            decay="rate" not in otherwise,
-            first_index=first_index,
-            seed=seed + 1,
-        )
+        denoiser = trained(x_start, predict, otherwise, settings, schedule, seed)
     else:
         denoiser = without_network(predict, x_start, schedule)
-    variance = settings["variance"]
-    chain = sample(
-        denoiser,
-        schedule[0],
-        len(x_start),
-        variance=variance,
-        first_index=first_index,
-        seed=seed + 2,
-    )
-    terms = vb_terms(denoiser, x_start, *schedule, variance=variance, seed=seed + 3)
+    options = {"variance": settings["variance"]}
+    _, mean_kl = vb_terms(denoiser, x_start, *schedule, seed=seed + 3, **options)
+    options |= {"first_index": first_index, "seed": seed + 2}
+    chain = sample(denoiser, schedule[0], len(x_start), **options)
     # As published the last state is x_1, else the last but one.
     rmse = (chain - x_start).square().mean(dim=1).sqrt()
-    figures = [*(part.sum() for part in terms), rmse[first_index - 2], rmse[-1]]
-    return denoiser, [figure.item() for figure in figures]
+    return denoiser, [
+        x.item() for x in (mean_kl.sum(), rmse[first_index - 2], rmse[-1])
+    ]
 
 
 def digits(value, kept=2):
@@ -135,104 +167,83 @@ def digits(value, kept=2):
     return f"{float(f'{value:.{kept}g}'):g}"
 
 
-@torch.no_grad()
-def active(denoiser, x_start, schedule):
-    """Share of the first layer's units that answer any of 8 states of q(x_t | x_0)."""
-    network = getattr(denoiser, "network", denoiser)
-    answered = torch.zeros(network.linear1.out_features, dtype=torch.bool)
-    for t in range(len(schedule[0])):
-        x_t = q_sample(x_start.expand(8, -1), t, schedule[1], generator=seeded_by(t))
-        answered |= (network.linear1(x_t + network.emb[t]) > 0).any(dim=0)
-    return answered.double().mean().item()
-
-
-def coefficient(mean, x_start):
-    return (mean @ x_start / (x_start @ x_start)).item()
-
-
 def listed(values):
     return ", ".join(f"{value:#.2g}" for value in values)
 
 
-@torch.no_grad()
+def table(*columns):
+    print("|", *(f"{name} |" for name in columns))
+    print("|" + "---|" * len(columns), flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--seeds", type=int, default=3, help="runs per row (default: 3)"
-    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs a row (default: 3)")
     seeds = range(parser.parse_args().seeds)
     x_start = image_to_vector(HOMER)
-    kept = {}
+    size, kept = len(x_start), {}
 
-    print("| run | beta_end | hidden | batch | variance |", end="")
-    print(" variance_kl | mean_kl | rmse of x_1 | rmse of the last state |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    columns = "run", "beta_end", "hidden", "batch", "mean_kl", "rmse of x_1"
+    table(*columns, "rmse of the last state")
     for name, predict, otherwise, settings in ROWS:
         figures = []
         for seed in tqdm(seeds, desc=name, leave=False, disable=None):
             # main.py --seed s takes s to s + 3.
-            with torch.enable_grad():
-                denoiser, row = run(x_start, predict, otherwise, settings, 4 * seed)
+            denoiser, row = run(x_start, predict, otherwise, settings, 4 * seed)
             figures.append(row)
-            kept.setdefault((name, *settings.values()), []).append(denoiser)
-        network = predict in NETWORKS
-        hidden = settings["hidden"] or len(x_start)
-        cells = [name, settings["beta_end"]]
-        cells += [hidden, settings["batch"]] if network else ["-", "-"]
-        means = torch.tensor(figures).mean(dim=0).tolist()
-        cells += [settings["variance"], *(digits(mean, 3) for mean in means[:2])]
-        cells += [digits(mean) for mean in means[2:]]
+            kept.setdefault((name, settings["beta_end"]), []).append(denoiser)
+        cells = [name, settings["beta_end"], "-", "-"]
+        if predict in NETWORKS:
+            cells[2:4] = settings["hidden"] or size, settings["batch"]
+        mean_kl, *means = torch.tensor(figures).mean(dim=0).tolist()
+        cells += [digits(mean_kl, 3), *(digits(mean) for mean in means)]
         rmses = [rmse for *_, rmse in figures]
         cells[-1] += f" ({digits(min(rmses))} to {digits(max(rmses))})"
         print("|", *(f"{cell} |" for cell in cells), flush=True)
 
-    published, near_noise = noise_schedule(), noise_schedule(beta_end=0.6)
-    alpha_bars = published[1]
+    alphas, alpha_bars = noise_schedule()
     x_T = q_sample(x_start, 29, alpha_bars, generator=seeded_by(0))
-    root = alpha_bars[-1].sqrt().item()
-    print("\nWhat the default's first step back returns of x_0, for each seed")
-    print(f"(of q(x_T | x_0), on average, it must be {alpha_bars[-2].sqrt():.3f}):\n")
-    print("| given | coefficient of x_0 |\n|---|---|")
+    print(
+        "\nWhat the default's first step back returns of x_0, for each seed (of a draw of"
+    )
+    print(f"q(x_T | x_0) it must be {alpha_bars[-2].sqrt():.3f} on average):\n")
+    table("given", "coefficient of x_0")
     for name, x_t in (
         ("a draw of q(x_T \\| x_0)", x_T),
-        ("a draw of N(0, I)", torch.randn(len(x_start), generator=seeded_by(1))),
-        *((f"{c:.3g} x_0", c * x_start) for c in (0.0, 0.5, root, 1.0, 1.5)),
+        ("a draw of N(0, I)", torch.randn(size, generator=seeded_by(1))),
+        *((f"{c:.3g} x_0", c * x_start) for c in (0.0, 0.5, 1.0, 1.5)),
     ):
-        means = [
-            denoiser(x_t, 29)
-            for denoiser in kept["all three: the default", *PUBLISHED.values()]
-        ]
-        print(f"| {name} |", listed(coefficient(mean, x_start) for mean in means), "|")
+        with torch.no_grad():
+            means = [d(x_t, 29) for d in kept["all three: the default", 0.02]]
+        shares = [(mean @ x_start / (x_start @ x_start)).item() for mean in means]
+        print(f"| {name} |", listed(shares), "|")
 
     print("\nrmse of `start` with the published schedule, for each seed, from\n")
     for name, x_t in (("N(0, I)", None), ("q(x_T | x_0)", x_T)):
         rmses = []
-        for seed, denoiser in zip(seeds, kept["`start`", *PUBLISHED.values()]):
-            chain = sample(
-                denoiser, published[0], len(x_start), x_T=x_t, seed=4 * seed + 2
-            )
+        for seed, denoiser in zip(seeds, kept["`start`", 0.02]):
+            chain = sample(denoiser, alphas, size, x_T=x_t, seed=4 * seed + 2)
             rmses.append((chain[-1] - x_start).square().mean().sqrt().item())
         print(f"{name}: {listed(rmses)}")
 
-    print("\nShare of the first layer's units that answer any of 240 states of the")
-    print("forward process, beta_end 0.6, width 256, for each seed:\n")
-    untrained = build_denoiser("mean", len(x_start), *near_noise, hidden_dim=256)
-    print("untrained:", listed([active(untrained, x_start, near_noise)]))
-    for name, predict, _, settings in ROWS:
-        if predict in NETWORKS and settings == MENDED:
-            denoisers = kept[name, *MENDED.values()]
-            print(f"{name}:", listed(active(d, x_start, near_noise) for d in denoisers))
-
     print(
-        "\nThe weight of the noise's squared error in the loss, t = 1..T, and what no"
+        "\nThe weight of the noise's squared error in the loss of the mean, over t; what"
     )
-    print("noise predicted makes of an error in x_T:\n")
-    print("| beta_end | smallest | largest | 1 / sqrt(abar_T) |\n|---|---|---|---|")
+    print(
+        "no noise predicted makes of an error in x_T; and the least mean_kl at width 256:\n"
+    )
+    table("beta_end", "smallest", "largest", "1 / sqrt(abar_T)", "`noise`", "`mean`")
     for beta_end in (0.02, 0.6):
-        alphas, alpha_bars = noise_schedule(beta_end=beta_end)
-        weights = noise_weights(alphas, alpha_bars).square()
-        cells = [weights.min(), weights.max(), 1 / alpha_bars[-1].sqrt()]
-        print(f"| {beta_end} |", *(f"{digits(cell)} |" for cell in cells))
+        alphas, alpha_bars = schedule = noise_schedule(beta_end=beta_end)
+        weights = noise_weights(*schedule).square()
+        passed_on = posterior_tables(*schedule)[1].square() * (1 - alpha_bars)
+        # Of the noise, all but 256 dimensions are missed, whatever is learned.
+        least = [
+            (size - 256) / size * (missed / (2 * (1 - alphas)))[1:].sum()
+            for missed in (weights, passed_on)
+        ]
+        cells = weights.min(), weights.max(), 1 / alpha_bars[-1].sqrt(), *least
+        print(f"| {beta_end} |", *(f"{digits(cell, 3)} |" for cell in cells))
 
 
 if __name__ == "__main__":
