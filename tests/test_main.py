@@ -60,11 +60,8 @@ def run(flags, folder):
         main.main(flags.split() if isinstance(flags, str) else flags)
     lines = out.getvalue().splitlines()
     notes = [line for line in lines if line.startswith("note:")]
-    return (
-        dict(line.split() for line in lines if line not in notes),
-        notes,
-        err.getvalue(),
-    )
+    report = dict(line.split() for line in lines if line not in notes)
+    return report, notes, err.getvalue()
 
 
 # The runs that the README promises
