@@ -10,7 +10,7 @@ and the forward process is q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t
 Conventions of every function here:
 
 * a state is a floating tensor of shape (D,), or (B, D) for a batch of B states; states
-  given together have one shape, dtype and device, which results have too;
+  given together have one shape, dtype and device, as results have but where it is said;
 * the argument `t` is the index, as published, so that alpha_bars[t] is abar of the paper's
   t + 1: an int, or a tensor on the CPU with one index for each row of a batch;
 * `alphas` and `alpha_bars` have shape (T,), on the CPU or where the states are. Coefficients
@@ -19,7 +19,7 @@ Conventions of every function here:
 * `device` and `data_size`, of the published calls, follow from the state: they may be left
   out, and must be right if given;
 * an index outside 0..T-1 raises IndexError (negative ones too: nothing wraps); states that
-  differ, and tables that are no schedule's, raise ValueError.
+  differ, and alpha_bars that are not the products of alphas, raise ValueError.
 
 Sources: M. Scardala, "Un esempio di applicazione dei DDPM", Laboratorio Computazionale
 (2024), whose equation numbers are quoted, after T. Lira's "A toy diffusion model you can run
@@ -28,12 +28,12 @@ diffusion probabilistic models" (2020), arXiv:2006.11239.
 """
 
 from collections.abc import Callable
-from typing import Literal, SupportsIndex
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-Index = SupportsIndex | Tensor
+Index = int | Tensor
 # Called (x_t, t), a network returns x_0, or the noise in x_t, or the mean of x_{t-1}: in
 # x_t's shape, or (D,) for every row alike. One that returns the mean is a denoiser.
 Network = Callable[[Tensor, Index], Tensor]
@@ -304,7 +304,7 @@ def denoise_with_mu(
         variances = _reverse_variances(variance, alphas, alphas.cumprod(dim=0))
         sigma = _at(variances.sqrt(), t, x_t)
     else:
-        sigma = variance.sqrt()
+        sigma = variance.sqrt().expand_as(x_t)
     not_last = _at(torch.arange(len(alphas), device="cpu") > 0, t, x_t)
     mean = prediction(denoise_model, x_t, t)
     noise = torch.randn_like(x_t, device=device, generator=generator)
@@ -315,8 +315,7 @@ def _reverse_variances(variance: str, alphas: Tensor, alpha_bars: Tensor) -> Ten
     """Return sigma_t^2 for t = 1..T: beta_t ("beta") or beta~_t of (4) ("posterior")."""
     if variance not in ("beta", "posterior"):
         raise ValueError(f"variance must be 'beta' or 'posterior', got {variance!r}")
-    exact = posterior_tables(alphas, alpha_bars)[2]
-    return exact if variance == "posterior" else 1 - alphas
+    return 1 - alphas if variance == "beta" else posterior_tables(alphas, alpha_bars)[2]
 
 
 def sample(

@@ -142,7 +142,7 @@ def keep_freed_memory() -> None:
     """Let freed memory stay with the process, where the C library is glibc.
 
     Else the system zeroes the gradients' pages anew at each step of the training, which
-    takes 2.4 times as long at 2,122 points (`python -m tests.benchmark`).
+    takes 2 to 3 times as long at 2,122 points (`python -m tests.benchmark`).
     """
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
     with suppress(OSError, TypeError, AttributeError):
@@ -273,12 +273,13 @@ def check_output(path: Path, suffix: str, *others: Path) -> None:
         with suppress(FileNotFoundError):
             open(target, "r+b").close()
         TemporaryFile(dir=os.path.dirname(target)).close()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+    except OSError as why:
+        raise ValueError(f"{path} cannot be written: {why.strerror or why}") from None
     for other in others:
-        with suppress(OSError):  # of a file that is not there
-            if os.path.samefile(path, other):
-                raise ValueError(f"{path} would overwrite {other}")
+        both = target, os.path.realpath(other)
+        there = all(map(os.path.exists, both))
+        if os.path.samefile(*both) if there else both[0] == both[1]:
+            raise ValueError(f"{path} would overwrite {other}")
 
 
 def write_whole(path: File, write: Callable[[Path], object]) -> None:
@@ -287,7 +288,7 @@ def write_whole(path: File, write: Callable[[Path], object]) -> None:
     Raises OSError. If it cannot be moved, the error tells where it is.
     """
     target, found = Path(os.path.realpath(path)), ""
-    whole = target.with_name(token_hex(8) + target.suffix)  # which tells the format
+    whole = target.with_name(token_hex(8) + Path(path).suffix)  # it tells the format
     part = whole.with_name(f".{whole.name}")
     try:
         write(part)

@@ -176,11 +176,11 @@ def image_to_vector(
     else:
         found = f"{count} of {pixels} pixels are as dark as threshold {threshold} "
         found += f"(the darkest is {grey.getextrema()[0]}: try --fit)"
-    if count < 2:
-        raise ValueError(f"{img_file!s:.200}: {found}, and a cloud needs 2")
     if count > max_points:
         found += f", thinned evenly to max_points = {max_points}"
         points = points[np.linspace(0, count - 1, max_points).round().astype(int)]
+    if len(points) < 2:
+        raise ValueError(f"{img_file!s:.200}: {found}, and a cloud needs 2")
     if fit or few or many:
         warnings.warn(found, stacklevel=2)
     x, y = (points * (IMG_SIZE / image_size) / 25 - [3, 2]).T

@@ -188,7 +188,7 @@ def main():
     for name, predict, otherwise, settings in ROWS:
         figures = []
         for seed in tqdm(seeds, desc=name, leave=False, disable=None):
-            # main.py --seed s takes s to s + 3.
+            # main.py --seed s takes s to s + 4.
             denoiser, row = run(x_start, predict, otherwise, settings, 4 * seed)
             figures.append(row)
             kept.setdefault((name, settings["beta_end"]), []).append(denoiser)

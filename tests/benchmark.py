@@ -92,7 +92,7 @@ def measured(image_size, folder):
     up."""
     x_start = image_to_vector(HOMER, image_size, max_points=10**6)
     alphas, alpha_bars = schedule = noise_schedule()
-    size, steps = len(x_start), len(alphas)
+    size, steps, floats = len(x_start), len(alphas), alphas.float()
     model, path = Denoising(size, steps), os.path.join(folder, "film.gif")
     x_t, chain = torch.randn(size), torch.randn(steps + 1, size)
     theirs = {}
@@ -114,7 +114,7 @@ def measured(image_size, folder):
     yield piece(
         "chain",
         seconds(lambda: sample(model, alphas, size)),
-        steps * seconds(lambda: published.reverse_step(model, x_t, 20, alphas.float())),
+        (steps - 1) * seconds(lambda: published.reverse_step(model, x_t, 20, floats)),
         "*",
     )
     step = training_seconds(x_start)
@@ -123,7 +123,7 @@ def measured(image_size, folder):
     yield piece(
         "film",
         seconds(lambda: main.save_film(chain, labels, path), 3),
-        seconds(lambda: published.film(chain, path), 3),
+        seconds(lambda: published.film(chain[:-1], path), 3),
     )
     yield piece(
         "picture to vector",

@@ -347,7 +347,7 @@ def test_generator_drives_all_randomness():
     state = torch.get_rng_state()
     q_sample(x, 1, SCHEDULE[1], generator=seeded_by(7))
     forward(x, SCHEDULE[0])
-    sample(lambda x, t: x, SCHEDULE[0], 5)
+    assert not sample(network, SCHEDULE[0], 5).requires_grad
     assert not vb_terms(network, x, *SCHEDULE)[1].requires_grad
     assert torch.equal(torch.get_rng_state(), state)
     one, other = (q_sample(x, 1, SCHEDULE[1]) for _ in range(2))
@@ -459,6 +459,7 @@ def test_mean_kl_of_a_nearly_exact_mean(shift):
     x_start = torch.randn(50, dtype=torch.float64)
 
     def noise(x_t, t):  # the mean by the other formula than that of `vb_terms`
+        assert len(x_t) == 8
         return (x_t - alpha_bars[t].sqrt() * x_start) / (1 - alpha_bars[t]).sqrt()
 
     exact = PredictNoise(noise, *SCHEDULE)
@@ -534,6 +535,35 @@ def test_any_integer_is_an_index(t):
     assert torch.equal(network(x_t, t), network(x_t, 2))
     rows = torch.as_tensor(t).expand(2)
     assert torch.equal(network(x_t, rows), network(x_t, torch.tensor([2, 2])))
+
+
+def test_the_published_way_of_the_pieces_is_the_same():
+    """From one state of the generator, away from index 0, where it differs."""
+    x_start, x_t, (alphas, alpha_bars) = X_START, X_START + 1, SCHEDULE
+    network, floats = Denoising(8, 8), [table.float() for table in SCHEDULE]
+
+    def drawn(function, *args):
+        torch.manual_seed(t)
+        return function(*args)
+
+    for t in range(1, 8):
+        pairs = (
+            (posterior_q(x_start, x_t, t, *SCHEDULE)[k], theirs)
+            for k, theirs in enumerate(published.posterior(x_start, x_t, t, *floats))
+        )
+        step = network, x_t, t
+        for ours, theirs in (
+            *pairs,
+            (
+                drawn(q_sample, x_start, t, alpha_bars),
+                drawn(published.q_sample, x_start, t, floats[1]),
+            ),
+            (
+                drawn(denoise_with_mu, *step, alphas),
+                drawn(published.reverse_step, *step, floats[0]),
+            ),
+        ):
+            close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("device", ["cpu", cuda])
@@ -649,7 +679,11 @@ NO_NAME = ValueError, "variance must be.*'exact'"
         (IndexError, r"t .*0\.\.7, got -1", indexed(X, -1)),
         (IndexError, r"t .*integer.*1.0", indexed(X, 1.0)),
         (TypeError, "str", indexed(X, "1")),
-        (ValueError, r"t .*per row of torch.Size\(\[4\]\)", indexed(X, INDEX([1]))),
+        (
+            ValueError,
+            r"t .*per row of torch.Size\(\[4\]\)",
+            indexed(X, INDEX([1, 1, 1, 1])),
+        ),
         (ValueError, r"t .*per row", indexed(BATCH, INDEX([1, 2]))),
         (IndexError, r"t .*0\.\.7", indexed(BATCH, INDEX([1, 2, 8]))),
         (IndexError, "t .*integer", indexed(BATCH, INDEX([1.0, 2.0, 3.0]))),
@@ -674,6 +708,11 @@ NO_NAME = ValueError, "variance must be.*'exact'"
         (*NO_NAME, [(partial(vb_terms, variance="exact"), same, X, *SCHEDULE)]),
         (*NO_NAME, [(partial(denoise_with_mu, variance="exact"), same, X, 1, ALPHAS)]),
         (RuntimeError, "dtype", [(Denoising(4, 8), X.double(), 1)]),
+        (
+            RuntimeError,
+            "expand",
+            [(partial(denoise_with_mu, variance=BATCH), same, X, 1, ALPHAS)],
+        ),
     ],
 )
 def test_bad_input_is_refused(error, message, calls):

@@ -363,8 +363,9 @@ def test_two_films_at_once_do_not_mix(tmp_path):
     assert target.read_bytes() == b"one" and [*tmp_path.iterdir()] == [target]
 
 
-def test_a_link_stays_one(tmp_path):
-    target, link = tmp_path / "film.gif", tmp_path / "link.gif"
+@pytest.mark.parametrize("name", ["film.gif", "film.data"])
+def test_a_link_stays_one(name, tmp_path):
+    target, link = tmp_path / name, tmp_path / "link.gif"
     link.symlink_to(target)
     main.save_film(torch.randn(2, 8), ["a", "b"], link, dpi=20)
     assert link.is_symlink() and len(film(target)[0]) == 2
@@ -590,6 +591,7 @@ def test_on_cuda(tmp_path):
         ("--image=in.gif --output=soft.gif", "soft.gif would overwrite in.gif"),
         ("--image=grey.png --strip=grey.png", "grey.png would overwrite grey.png"),
         ("--output=in.gif --strip=in.png", "in.png would overwrite in.gif"),
+        ("--output=new.gif --strip=new.png", "new.png would overwrite new.gif"),
         ("--predict=eps", "--predict.*eps"),
         ("--nonsense", "unrecognized arguments: --nonsense"),
     ],
@@ -606,6 +608,7 @@ def test_bad_flags_are_refused_in_one_line(
     os.link("in.gif", "hard.gif")
     Path("soft.gif").symlink_to("in.gif")
     Path("in.png").symlink_to("in.gif")
+    Path("new.png").symlink_to("new.gif")  # which is not there yet
     Path("cut.png").write_bytes(HOMER.read_bytes()[:3000])
     before = {path: path.lstat().st_mtime_ns for path in tmp_path.iterdir()}
     monkeypatch.setattr(main, "train", lambda *a, **k: pytest.fail("training began"))

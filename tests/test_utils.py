@@ -455,6 +455,8 @@ def test_any_bytes_give_a_vector_or_a_clear_error(noise, place, spliced, fit):
 def test_a_cloud_needs_two_points(image, fit, message):
     with pytest.raises(ValueError, match=message):
         image_to_vector(image, fit=fit)
+    with pytest.raises(ValueError, match="to max_points = 1, and a cloud needs 2"):
+        image_to_vector(HOMER, max_points=1)
 
 
 def test_lengths_must_fit():
