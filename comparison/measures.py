@@ -8,10 +8,6 @@ pure noise's: a figure says nothing without them.
 import torch
 from torch import Tensor
 
-from comparison.predictors import Predictor, Variance, denoiser
-from comparison.processes import Process
-from diffusion import gaussian_kl, posterior_mean_variance, q_sample
-
 
 def share_near(these: Tensor, those: Tensor, within: float = 1.0) -> float:
     """Return the share of these points, (m, D), that have one of those within a distance.
@@ -47,9 +43,13 @@ def nearest(these: Tensor, those: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cdist(these, those, compute_mode=exact).min(dim=1)
 
 
+def _covariance(x: Tensor) -> Tensor:
+    return x.T.double().cov().view(x.shape[1], x.shape[1])  # of one feature too
+
+
 def principal(data: Tensor, count: int = 16) -> Tensor:
     """Return the principal components of data, (n, D): (D, count), the largest last."""
-    _, directions = torch.linalg.eigh(data.T.double().cov())
+    _, directions = torch.linalg.eigh(_covariance(data))
     return directions[:, -count:].to(data)
 
 
@@ -61,39 +61,7 @@ def frechet(samples: Tensor, points: Tensor) -> float:
     The eigenvalues of C_1 C_2 are real and not negative, as are those of the symmetric
     C_1^(1/2) C_2 C_1^(1/2), which has the same.
     """
-    samples, points = samples.double(), points.double()
-    c_1, c_2 = samples.T.cov(), points.T.cov()
+    c_1, c_2 = _covariance(samples), _covariance(points)
     roots = torch.linalg.eigvals(c_1 @ c_2).real.clamp(min=0).sqrt()
-    means = (samples.mean(dim=0) - points.mean(dim=0)).square().sum()
-    return (means + c_1.trace() + c_2.trace() - 2 * roots.sum()).item()
-
-
-@torch.no_grad()
-def bound_terms(
-    predictor: Predictor,
-    process: Process,
-    data: Tensor,
-    variance: str | Variance,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Return the bound's terms (16) for t = 2..T: float64, (T - 1,), nats per dimension.
-
-        E KL(N(mu~_t, beta~_t I) || N(mu_theta, Sigma_t))
-
-    over all data, each with one draw of x_t. variance: as `ddpm` takes it. Of the
-    bound's other terms the first does not depend on it, and the last, -log p(x_0 |
-    x_1), has no finite value, since the sampler's last step adds no noise.
-    """
-    alphas, alpha_bars = process.schedule()
-    mean_of = denoiser(predictor, process)
-    terms = torch.zeros(process.steps - 1, dtype=torch.float64)
-    for t in range(1, process.steps):
-        x_t = q_sample(data, t, alpha_bars, generator=generator)
-        mean, small = posterior_mean_variance(data, x_t, t, alphas, alpha_bars)
-        if callable(variance):
-            sigma2 = variance(x_t, *process.at(t, x_t))
-        else:
-            sigma2 = {"beta": 1 - alphas[t], "posterior": small}[variance]
-        kl = gaussian_kl(mean, small, mean_of(x_t, t), sigma2)
-        terms[t - 1] = kl.mean() / data.shape[1]
-    return terms
+    means = samples.double().mean(dim=0) - points.double().mean(dim=0)
+    return (means.square().sum() + (c_1 + c_2).trace() - 2 * roots.sum()).item()

@@ -131,8 +131,9 @@ class UNet(nn.Module):
 
     channels: of each resolution, the highest first; multiples of `groups`, the groups of
     each GroupNorm. seed drives the initial weights, and leaves PyTorch's global state as
-    it was. Without gradients, a CPU that has bfloat16 computes in it: in 0.6 of the time,
-    and with errors of a hundredth.
+    it was. Without gradients, a CPU that has bfloat16 computes in it: in 0.8 of the time,
+    and with errors (rms, of outputs of 0.7) of 0.21 at a ratio noise / signal of 0.006,
+    0.05 at 0.03, and 0.01 from 0.3 on.
     """
 
     def __init__(

@@ -9,18 +9,36 @@ it:
 and the mean of a step back (`denoiser`), so every sampler takes any predictor.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from comparison.processes import Process
-from diffusion import PredictNoise, posterior_mean_variance
+from diffusion import (
+    PredictNoise,
+    gaussian_kl,
+    posterior_mean_variance,
+    posterior_tables,
+    q_sample,
+)
 
 Predictor = Callable[[Tensor, Tensor, Tensor], Tensor]
-# A variance is called as a predictor is, with the one level of all states, and returns
-# sigma_t^2 of the step back from there: (), (B, 1) or (B, D).
-Variance = Callable[[Tensor, Tensor, Tensor], Tensor]
+# A variance is called (x_t, t), t the one row of all states, and returns sigma_t^2 of the
+# step back from there: (), (B, 1) or (B, D).
+Variance = Callable[[Tensor, int], Tensor]
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Multiply float32 as such, whatever the caller allows: TF32 would move points."""
+    allowed = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)
 
 
 class Exact:
@@ -49,6 +67,7 @@ class Exact:
         mean, square = self._means(x_t, signal, noise, self.data, self.data.square())
         return (square - mean.square()).clamp(min=0)
 
+    @_full_precision()
     def _means(
         self, x_t: Tensor, signal: Tensor, noise: Tensor, *values: Tensor
     ) -> list[Tensor]:
@@ -93,19 +112,43 @@ def clipped(
     return predict
 
 
-def from_velocity(network: Predictor) -> Predictor:
-    """Return the predictor of a network whose output is the velocity of x_t / scale:
+def velocity(x_start: Tensor, eps: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+    """Return the velocity of x_t / scale, of Salimans and Ho (2022):
 
-        velocity = (signal eps - noise x_0) / scale,  scale = sqrt(signal^2 + noise^2),
-        eps = (noise x_t / scale + signal velocity) / scale
+        (signal eps - noise x_0) / scale,    scale = sqrt(signal^2 + noise^2)
 
     It is that of the scaled state since that is what the network sees.
+    """
+    scale = (signal.square() + noise.square()).sqrt()
+    return (signal * eps - noise * x_start) / scale
+
+
+def from_velocity(network: Predictor) -> Predictor:
+    """Return the predictor of a network whose output is the velocity:
+
+    eps = (noise x_t / scale + signal velocity) / scale
     """
 
     def predict(x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
         scale = (signal.square() + noise.square()).sqrt()
-        velocity = network(x_t, signal, noise)
-        return (noise * x_t / scale + signal * velocity) / scale
+        return (noise * x_t / scale + signal * network(x_t, signal, noise)) / scale
+
+    return predict
+
+
+def displacement(x_start: Tensor, eps: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+    """Return eps - x_0, the velocity of the straight process (Liu et al., 2022)."""
+    return eps - x_start
+
+
+def from_displacement(network: Predictor) -> Predictor:
+    """Return the predictor of a network whose output is the displacement:
+
+    eps = (x_t + signal (eps - x_0)) / (signal + noise)
+    """
+
+    def predict(x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+        return (x_t + signal * network(x_t, signal, noise)) / (signal + noise)
 
     return predict
 
@@ -144,11 +187,9 @@ def learned_variance(network: Predictor, process: Process) -> Variance:
     """Return the variance (20) of a network of outputs (eps, v), along its process."""
     alphas, alpha_bars = process.schedule()
 
-    def variance(x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
-        v = network(x_t, signal, noise).chunk(2, dim=1)[1]
-        return interpolated_variance(
-            v, _row(process, signal, noise), alphas, alpha_bars
-        )
+    def variance(x_t: Tensor, t: int) -> Tensor:
+        v = network(x_t, *process.at(t, x_t)).chunk(2, dim=1)[1]
+        return interpolated_variance(v, t, alphas, alpha_bars)
 
     return variance
 
@@ -161,18 +202,44 @@ def best_variance(exact: Exact, process: Process) -> Variance:
     which is what x_{t-1} varies by, given x_t (compare Bao et al., "Analytic-DPM",
     2022).
     """
-    alphas, alpha_bars = process.schedule()
+    start_weights, _, small = posterior_tables(*process.schedule())
 
-    def variance(x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
-        t, one, zero = _row(process, signal, noise), torch.ones_like(x_t), 0 * x_t
-        weight, small = posterior_mean_variance(one, zero, t, alphas, alpha_bars)
-        unknown = exact.x_start_variance(x_t, signal, noise)
-        return small + weight.square() * unknown
+    def variance(x_t: Tensor, t: int) -> Tensor:
+        unknown = exact.x_start_variance(x_t, *process.at(t, x_t))
+        return small[t].to(x_t) + start_weights[t].to(x_t).square() * unknown
 
     return variance
 
 
-def _row(process: Process, signal: Tensor, noise: Tensor) -> int:
-    """Return the row of a process that has this ratio of noise to signal."""
-    ratios = process.noise / process.signal
-    return int((ratios.log() - (noise / signal).log().cpu()).abs().argmin())
+# The bound
+
+
+@torch.no_grad()
+def bound_terms(
+    predictor: Predictor,
+    process: Process,
+    data: Tensor,
+    variance: str | Variance,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Return the bound's terms (16) for t = 2..T: float64, (T - 1,), nats per dimension.
+
+        E KL(N(mu~_t, beta~_t I) || N(mu_theta, Sigma_t))
+
+    over all data, each with one draw of x_t. variance: as `ddpm` takes it. Of the
+    bound's other terms the first does not depend on it, and the last, -log p(x_0 |
+    x_1), has no finite value, since the sampler's last step adds no noise.
+    """
+    alphas, alpha_bars = process.schedule()
+    mean_of = denoiser(predictor, process)
+    terms = torch.zeros(process.steps - 1, dtype=torch.float64)
+    for t in range(1, process.steps):
+        x_t = q_sample(data, t, alpha_bars, generator=generator)
+        mean, small = posterior_mean_variance(data, x_t, t, alphas, alpha_bars)
+        if callable(variance):
+            sigma2 = variance(x_t, t)
+        else:
+            sigma2 = {"beta": 1 - alphas[t], "posterior": small}[variance]
+        kl = gaussian_kl(mean, small, mean_of(x_t, t), sigma2)
+        terms[t - 1] = kl.mean() / data.shape[1]
+    return terms

@@ -127,6 +127,18 @@ def ve_sde(
     )
 
 
+def straight(time: int | Tensor = 100) -> Process:
+    """Return the straight process of rectified flow (Liu et al., 2022) at times s.
+
+        signal = 1 - s,    noise = s
+
+    time: how many, K, s = 0.999 k / K for k = 1..K, or the times themselves, (n,).
+    """
+    if isinstance(time, int):
+        time = 0.999 * torch.arange(1, time + 1, dtype=torch.float64) / time
+    return Process(1 - time, time)
+
+
 def _times(first: float, time: int | Tensor) -> Tensor:
     if isinstance(time, Tensor):
         return time

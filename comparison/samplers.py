@@ -7,7 +7,7 @@ randomness; None means PyTorch's global state.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Literal
 
@@ -46,24 +46,19 @@ def ddpm(
     x_T: Tensor,
     *,
     variance: Literal["beta", "posterior"] | Variance = "beta",
-    rows: Sequence[int] | None = None,
     generator: Generator = None,
 ) -> Iterator[Tensor]:
     """Draw x_{t-1} from N(mu_theta(x_t, t), sigma_t^2 I), Ho et al.'s algorithm 2.
 
     variance: what sigma_t^2 is: beta_t, beta~_t, or what a callable returns. process: a
-    variance-preserving one, else ValueError. rows: visit these rows only, yet with each
-    one's own alpha_t, as if none had been left out. That is a defect, here to be shown;
-    `respaced` is the right way.
+    variance-preserving one, else ValueError.
     """
     alphas, _ = process.schedule()
     mean = denoiser(predictor, process)
     yield x_T
     x = x_T
-    for t in reversed(range(process.steps) if rows is None else rows):
-        sigma2 = variance
-        if callable(variance):
-            sigma2 = variance(x, *process.at(t, x))
+    for t in reversed(range(process.steps)):
+        sigma2 = variance(x, t) if callable(variance) else variance
         x = denoise_with_mu(mean, x, t, alphas, variance=sigma2, generator=generator)
         yield x
 

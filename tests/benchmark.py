@@ -21,11 +21,12 @@ from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
 import main
-from comparison.data import points
+from comparison.laws import points
 from comparison.networks import PointNetwork, UNet
+from comparison.objectives import simple, uniform_level
 from comparison.predictors import Exact
 from comparison.processes import linear
-from comparison.training import simple, train, uniform_level
+from comparison.training import train
 from diffusion import (
     Denoising,
     noise_schedule,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad, solve_ivp
 
-from comparison.data import points
+from comparison.laws import points
 from comparison.networks import PointNetwork
 from comparison.predictors import (
     Exact,
@@ -18,10 +18,13 @@ from comparison.predictors import (
     blurred,
     clipped,
     denoiser,
+    displacement,
+    from_displacement,
     from_hybrid,
     from_velocity,
     interpolated_variance,
     learned_variance,
+    velocity,
 )
 from comparison.processes import (
     Process,
@@ -30,9 +33,11 @@ from comparison.processes import (
     kept_rows,
     linear,
     respaced,
+    straight,
     ve_sde,
     vp_sde,
 )
+from comparison.samplers import ddim
 from diffusion import PredictStart, posterior_mean_variance, q_sample
 from tests.common import X_START, seeded_by
 
@@ -389,10 +394,12 @@ def test_clipped_keeps_the_estimate_in_the_box(signal, noise):
 
 
 @pytest.mark.parametrize("signal, noise", LEVELS)
-def test_velocity_leads_to_the_noise(signal, noise):
+@pytest.mark.parametrize(
+    "target, back", [(velocity, from_velocity), (displacement, from_displacement)]
+)
+def test_what_a_network_is_asked_for_leads_to_the_noise(target, back, signal, noise):
     x_start, eps = double(7, 2, seed=14), double(7, 2, seed=15)
-    scale = (signal**2 + noise**2) ** 0.5
-    predictor = from_velocity(lambda *_: (signal * eps - noise * x_start) / scale)
+    predictor = back(lambda *_: target(x_start, eps, signal, noise))
     got = predictor(signal * x_start + noise * eps, signal, noise)
     torch.testing.assert_close(got, eps)
 
@@ -418,6 +425,44 @@ def test_velocity_is_the_motion_along_the_circle():
     motion = torch.autograd.functional.jacobian(x, phi)
     got = from_velocity(lambda *_: motion)(x(phi), phi.cos(), phi.sin())
     torch.testing.assert_close(got, eps)
+    torch.testing.assert_close(velocity(x_start, eps, phi.cos(), phi.sin()), motion)
+
+
+def test_displacement_is_the_motion_along_the_straight_process():
+    """Which starts above the data and ends just before noise, and one step is Euler's."""
+    process, x_start, eps = straight(10), double(4, 3), double(4, 3, seed=1)
+    assert process.noise.tolist() == pytest.approx(np.arange(1, 11) * 0.0999)
+    torch.testing.assert_close(process.signal, 1 - process.noise)
+    one = straight(number([0.25]))
+    assert (one.signal.item(), one.noise.item()) == (0.75, 0.25)
+    states = [s * x_start + n * eps for s, n in zip(process.signal, process.noise)]
+    exact = from_displacement(lambda *_: eps - x_start)
+    _, between, back = ddim(exact, process.rows(torch.tensor([3, 7])), states[7])
+    torch.testing.assert_close(between, states[3])
+    torch.testing.assert_close(back, x_start)
+
+
+def test_the_exact_predictor_multiplies_in_full_precision():
+    """Whatever the caller allows, which is left as it was."""
+    seen = []
+
+    class Recording(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "mm" in str(func):
+                seen.append(torch.get_float32_matmul_precision())
+            return func(*args, **(kwargs or {}))
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with Recording():
+            Exact(torch.eye(2)).x_start_variance(
+                torch.eye(2), torch.ones(()), torch.ones(())
+            )
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert len(seen) >= 3 and set(seen) == {"highest"}
 
 
 # Variances
@@ -469,7 +514,7 @@ def test_a_network_of_two_outputs_knows_noise_and_variance():
         got = from_hybrid(network)(x_t, *level)
         torch.testing.assert_close(got, level[0] * x_t + level[1])
         expected = interpolated_variance(v, t, *schedule)
-        torch.testing.assert_close(variance(x_t, *level), expected)
+        torch.testing.assert_close(variance(x_t, t), expected)
 
 
 @pytest.mark.parametrize("process", [respaced(linear(), 10), cosine(8)])
@@ -480,7 +525,7 @@ def test_best_variance_is_that_of_the_mixture(process):
     best = best_variance(Exact(data), process)
     for t in range(process.steps):
         signal, noise = process.at(t, x_t)
-        got = best(x_t, signal, noise)
+        got = best(x_t, t)
         for x, row in zip(x_t, got.tolist()):
             level = signal.item(), noise.item()
             weights = weights_by_hand(x.tolist(), data.tolist(), *level)
@@ -502,7 +547,6 @@ def test_best_variance_is_what_is_drawn():
     x_t = alpha**0.5 * x_prev + (1 - alpha) ** 0.5 * noises[1]
     for middle in (-0.5, 0.4):
         near = x_prev[(x_t - middle).abs() < 0.02]
-        level = process.at(t, data)
-        got = best_variance(Exact(data), process)(number([[middle]]), *level)
+        got = best_variance(Exact(data), process)(number([[middle]]), t)
         error = 5 * near.var().item() * math.sqrt(2 / len(near))
         assert got.item() == pytest.approx(near.var().item(), abs=error)

@@ -17,9 +17,16 @@ from scipy.spatial import cKDTree
 from scipy.stats import wasserstein_distance
 from torch.distributions import Normal, kl_divergence
 
-from comparison.data import points
-from comparison.measures import bound_terms, frechet, share_near, sliced
-from comparison.predictors import Exact, best_variance, blurred, learned_variance
+from comparison.laws import points
+from comparison.measures import frechet, share_near, sliced
+from comparison.methods import ddpm_kept_alphas
+from comparison.predictors import (
+    Exact,
+    best_variance,
+    blurred,
+    bound_terms,
+    learned_variance,
+)
 from comparison.processes import (
     Process,
     cosine,
@@ -115,8 +122,8 @@ def ddpm_maps(process, variance):
         yield a, b, q if noise_prev else 0 * EYE
 
 
-def uneven(x_t, signal, noise):
-    return (noise.square() * torch.tensor([0.3, 0.1])).expand(len(x_t), 2)
+def uneven(x_t, t):
+    return (SHORT.noise[t].square() * torch.tensor([0.3, 0.1])).expand(len(x_t), 2)
 
 
 def ddim_maps(process, eta):
@@ -418,11 +425,11 @@ def test_ddpm_on_few_rows_with_their_own_alphas():
     """The defect: nothing makes up for the rows that are left out."""
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     alpha_bars = linear_alpha_bars()
-    rows, x = [0, 300, 650, 999], double(6, 2, seed=11)
-    ours = ddpm(wavy, linear(), x, rows=rows, generator=seeded_by(12))
+    x = double(6, 2, seed=11)
+    ours = ddpm_kept_alphas(wavy, linear(), x, kept=4, generator=seeded_by(12))
     assert next(ours) is x
     generator = seeded_by(12)
-    for t in (999, 650, 300, 0):
+    for t in (999, 666, 333, 0):
         beta, noise = betas[t], (1 - alpha_bars[t]).sqrt()
         mean = x - beta / noise * wavy(x, alpha_bars[t].sqrt(), noise)
         x = mean / (1 - beta).sqrt()
@@ -625,7 +632,7 @@ COMMON += [
     (ddim, SHORT, {}, 8),
     (ddim_encode, SHORT, None, 8),
     (probability_flow, SHORT, None, 18),
-    (ddpm, linear(), {"rows": [3, 500, 999]}, 3),
+    (ddpm_kept_alphas, linear(), {"kept": 3}, 3),
 ]
 
 
@@ -761,7 +768,7 @@ def test_bound_terms_are_the_mean_divergence(variance):
         sigma2 = {
             "beta": 1 - alphas[t],
             "posterior": small,
-            "best": best(x_t, *level),
+            "best": best(x_t, t),
         }[variance]
         x_start = (x_t - level[1] * exact(x_t, *level)) / level[0]
         model, _ = posterior_mean_variance(x_start, x_t, t, alphas, alpha_bars)

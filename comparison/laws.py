@@ -1,8 +1,19 @@
-"""Laws made of the drawing: its points in the plane, and pictures of it in random poses."""
+"""Laws made of the drawing: its points in the plane, and pictures of it in random poses.
+
+A law has data to train on, (n, D), float32, and all else by which everything above it
+serves any law: its `box`, between whose corners all data lie; `draw(count, seed)`, new
+data of it; `measure(samples)`, how far samples, (m, D), are from it, in the order of
+`measures`, the names of the columns and their digits; `samples`, what a row of its table
+draws, and `filmed`, what its film shows; its `name`, and `picture`, which tells it from a
+law of the same name.
+"""
 
 import hashlib
+import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +22,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
-from comparison.measures import principal
+from comparison.measures import frechet, nearest, principal, share_near, sliced
 from utils import IMG_SIZE, ImageFile, image_to_vector, read_square
 
 HOMER = Path(__file__).resolve().parents[1] / "homer.png"
@@ -23,9 +34,9 @@ HOMER = Path(__file__).resolve().parents[1] / "homer.png"
 class Points(NamedTuple):
     """The points of a drawing, normalised, and what leads back to `main.py`'s units.
 
-    data: (n, 2), float32, of mean 0; the variance of all coordinates together is 1.
-    pixel: what a pixel of the grid of 150 measures in these units. In main's units, a
-    point is centre + scale x. picture: the SHA-256 of the points in main's units.
+    data: (n, 2), of mean 0; the variance of all coordinates together is 1. pixel: what a
+    pixel of the grid of 150 measures in these units. In main's units, a point is centre
+    + scale x. picture: the SHA-256 of the points in main's units.
     """
 
     data: Tensor
@@ -33,11 +44,34 @@ class Points(NamedTuple):
     centre: Tensor
     scale: float
     picture: str
+    name, samples, filmed = "points", 2000, 2000
+    measures = MappingProxyType(
+        {"on drawing": 1, "covered": 1, "sliced": 2, "frechet": 2}
+    )
 
     @property
     def box(self) -> tuple[Tensor, Tensor]:
         """The corners of the smallest rectangle that all points lie in, (2,)."""
         return self.data.aminmax(dim=0)
+
+    def draw(self, count: int, seed: int) -> Tensor:
+        """Draw points, each as likely as another."""
+        generator = torch.Generator(self.data.device).manual_seed(seed)
+        like = {"generator": generator, "device": self.data.device}
+        return self.data[torch.randint(len(self.data), (count,), **like)]
+
+    def measure(self, samples: Tensor) -> tuple[float, ...]:
+        """Return on drawing and covered, in per cent, sliced in px and frechet in px^2."""
+        if (
+            not samples.isfinite().all()
+        ):  # a network that was hardly trained may explode
+            return 0.0, 0.0, math.nan, math.nan
+        x, data = samples / self.pixel, self.data / self.pixel
+        within = (
+            1.001  # neighbours on the grid are 1 px apart: rounding must not decide
+        )
+        shares = share_near(x, data, within), share_near(data, x, within)
+        return *(100 * share for share in shares), sliced(x, data), frechet(x, data)
 
 
 def points(
@@ -64,11 +98,11 @@ FINER = 8
 class Pictures(NamedTuple):
     """Pictures of a drawing in random poses: one law, drawn from three times.
 
-    All are (n, side^2), float32, row by row from the top: +1 is paper, -1 ink. data is
-    trained on; fresh tells copying from learning; reference is what the mean and the
-    covariance of samples are compared with, on its principal components, `axes`,
-    (side^2, 16). drawing: what is posed, (F, F), from 0, paper, to 1, ink. picture: the
-    SHA-256 of it and of n.
+    All are (n, side^2), row by row from the top: +1 is paper, -1 ink. data is trained on;
+    fresh tells copying from learning; reference is what the mean and the covariance of
+    samples are compared with, on its principal components, `axes`, (side^2, 16).
+    drawing: what is posed, (F, F), from 0, paper, to 1, ink. picture: the SHA-256 of it
+    and of n.
     """
 
     data: Tensor
@@ -78,11 +112,41 @@ class Pictures(NamedTuple):
     drawing: Tensor
     side: int
     picture: str
+    name, samples, filmed = "pictures", 300, 32
+    measures = MappingProxyType(
+        {"frechet": 2, "to training": 2, "to fresh": 2, "nearer": 0}
+    )
 
     @property
     def box(self) -> tuple[float, float]:
         """Ink and paper, between which all greys lie."""
         return -1.0, 1.0
+
+    def draw(self, count: int, seed: int) -> Tensor:
+        """Draw pictures by other seeds than those of the law's own."""
+        generator = torch.Generator().manual_seed(1000 + seed)
+        return posed(self.drawing, random_poses(count, generator))
+
+    def measure(self, samples: Tensor) -> tuple[float, ...]:
+        """Return frechet, to training, to fresh, and nearer.
+
+        frechet: d^2, (39), to the reference pictures, on their first 16 principal
+        components. to training, to fresh: the median distance to the nearest picture
+        trained on, and to the nearest of as many fresh ones. nearer: the per cent of the
+        samples that are nearer to one trained on; a copier has 100, the law itself 50.
+        """
+        if (
+            not samples.isfinite().all()
+        ):  # a network that was hardly trained may explode
+            return (math.nan,) * 4
+        to_training, _ = nearest(samples, self.data)
+        to_fresh, _ = nearest(samples, self.fresh)
+        return (
+            frechet(samples @ self.axes, self.reference @ self.axes),
+            to_training.median().item(),
+            to_fresh.median().item(),
+            100 * (to_training < to_fresh).double().mean().item(),
+        )
 
 
 def pictures(
@@ -154,3 +218,7 @@ def posed(drawing: Tensor, poses: Tensor) -> Tensor:
         ink = grid_sample(drawing.expand(size), grid, align_corners=False)
         parts.append(1 - 2 * avg_pool2d(ink, FINER).flatten(1))
     return torch.cat(parts)
+
+
+Law = Points | Pictures
+LAWS: dict[str, Callable[..., Law]] = {"points": points, "pictures": pictures}

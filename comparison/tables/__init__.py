@@ -1,0 +1,95 @@
+"""Every table of docs/comparison.md: `python -m comparison.tables [NAME]`.
+
+A table is a function of the number of seeds that yields its rows. A figure over seeds is
+their mean, with half the range between the lowest and the highest.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from comparison.laws import LAWS, Law
+from comparison.methods import Method
+from comparison.predictors import Predictor
+from comparison.processes import Process
+from comparison.rows import cells, seeded, spread, start, table
+from comparison.samplers import last
+from comparison.training import fit, load
+
+Rows = Iterator[Sequence[object]]
+
+
+class Table(NamedTuple):
+    """A table's columns and rows; it is made without being named unless it is a training."""
+
+    columns: Sequence[str]
+    rows: Callable[[int], Rows]
+    training: bool
+
+
+TABLES: dict[str, Table] = {}
+
+
+def tabled(*columns: str, training: bool = False) -> Callable:
+    """Return a decorator that enters a function among the tables, by its name."""
+
+    def enter(rows: Callable[[int], Rows]) -> Callable[[int], Rows]:
+        TABLES[rows.__name__] = Table(columns, rows, training)
+        return rows
+
+    return enter
+
+
+@cache
+def law(name: str) -> Law:
+    """Return a law of homer.png."""
+    return LAWS[name]()
+
+
+@cache
+def network(law_name: str, seed: int, name: str) -> nn.Module:
+    """Return the network of a recipe and a seed, from its file or trained once."""
+    those = law(law_name)
+    return load(name, those, seed=seed) or fit(name, those, seed=seed)
+
+
+def over_seeds(
+    of: Law,
+    methods: Iterable[Method],
+    seeds: int,
+    bounds: Sequence[str],
+    trainings: bool = True,
+) -> Rows:
+    """Yield the rows of bounds and methods over seeds of sampling, and of trainings."""
+    for some, those in (([], bounds), *(([method], ()) for method in methods)):
+        runs = []
+        for seed in range(seeds):
+            networks = partial(network, of.name, seed if trainings else 0)
+            runs.append(table(of, some, of.samples, seed, networks, those))
+        for same in zip(*runs):
+            yield cells(same, of)
+
+
+def measured(
+    of: Law, ways: dict[tuple[str, ...], Callable[[int], Tensor]], seeds: int
+) -> Rows:
+    """Yield the measures of what each way draws, called with a seed, over seeds."""
+    for names, way in ways.items():
+        runs = (of.measure(way(seed)) for seed in range(seeds))
+        yield [*names, *spread(runs, of.measures.values())]
+
+
+def drawn_by(
+    sampler: Callable[..., Iterator[Tensor]],
+    predictor: Predictor,
+    process: Process,
+    seed: int,
+    **options: object,
+) -> Tensor:
+    """Return points that a sampler draws, and where it starts, by one seed."""
+    points = law("points")
+    options["generator"] = seeded(points, seed)
+    x_T = start(process, points, points.samples, options["generator"])
+    return last(sampler(predictor, process, x_T, **options))
