@@ -145,9 +145,7 @@ RECIPES = {
         from_velocity,
     ),
     "pictures": _on_pictures(
-        "",
-        "log(noise / signal) from N(0.7, 1.7^2)",
-        lambda: lognormal_ratio(0.7, 1.7),
+        "", "log(noise / signal) from N(0.7, 1.7^2)", lambda: lognormal_ratio(0.7, 1.7)
     ),
     "hybrid": Recipe(
         "L_hybrid, t uniform",
@@ -213,12 +211,7 @@ def fit(name: str, law: Law, *, steps: int | None = None, seed: int = 0) -> nn.M
 
 
 def save(
-    name: str,
-    network: nn.Module,
-    law: Law,
-    *,
-    steps: int | None = None,
-    seed: int = 0,
+    name: str, network: nn.Module, law: Law, *, steps: int | None = None, seed: int = 0
 ) -> None:
     """Write a network as the file of its recipe, with what it was trained on."""
     weights = {key: value.cpu() for key, value in network.state_dict().items()}

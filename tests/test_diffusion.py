@@ -37,15 +37,7 @@ from diffusion import (
     vb_terms,
 )
 from tests import published
-from tests.common import (
-    HOMER,
-    ROOT,
-    SCHEDULE,
-    X_START,
-    picture,
-    seeded_by,
-    white,
-)
+from tests.common import HOMER, ROOT, SCHEDULE, X_START, picture, seeded_by, white
 from utils import image_to_vector
 
 no_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")

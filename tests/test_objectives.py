@@ -22,13 +22,7 @@ from comparison.objectives import (
     uniform_level,
     uniform_time,
 )
-from comparison.predictors import (
-    Exact,
-    blurred,
-    displacement,
-    from_velocity,
-    velocity,
-)
+from comparison.predictors import Exact, blurred, displacement, from_velocity, velocity
 from comparison.processes import (
     Process,
     cosine,

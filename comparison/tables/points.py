@@ -21,17 +21,8 @@ from comparison.predictors import (
 )
 from comparison.processes import geometric, linear, respaced
 from comparison.rows import columns, draw_noise, over, seeded, spread
-from comparison.samplers import (
-    ddpm,
-)
-from comparison.tables import (
-    Rows,
-    drawn_by,
-    law,
-    network,
-    over_seeds,
-    tabled,
-)
+from comparison.samplers import ddpm
+from comparison.tables import Rows, drawn_by, law, network, over_seeds, tabled
 from comparison.training import fit, train
 
 LAW = law("points")
