@@ -94,8 +94,9 @@ def _parser() -> argparse.ArgumentParser:
 
     devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     flag("law", "what a datum is: points or pictures", choices=LAWS, metavar="LAW")
-    names = {"nargs": "+", "metavar": "NAME"}
-    flag("--methods", "rows to make, by name (default: all that are not slow)", **names)
+    known = dict.fromkeys(m.name for methods in METHODS.values() for m in methods)
+    rows = f"rows to make (default: all that are not slow), of {', '.join(known)}"
+    flag("--methods", rows, nargs="+", metavar="NAME")
     switch("--own", "give each method the network that its paper trains")
     flag("--image", "picture to learn (default: %(default)s)", type=Path, default=HOMER)
     switch("--fit", "find the drawing: turn light on dark round, stretch greys, crop")

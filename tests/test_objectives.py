@@ -1,6 +1,7 @@
 """What networks are trained on, held against the same losses by hand, and the training."""
 
 import math
+import re
 from functools import partial
 from itertools import pairwise, product
 
@@ -34,7 +35,7 @@ from comparison.processes import (
     vp_sde,
 )
 from comparison.samplers import ddim, last
-from comparison.training import train
+from comparison.training import RECIPES, train
 from diffusion import posterior_mean_variance
 from tests.common import seeded_by
 
@@ -538,6 +539,56 @@ def test_the_rate_reaches_lr_and_falls_to_nothing():
     assert rates.index(max(rates)) < 40
     assert rates[-1] == pytest.approx(0, abs=1e-5)
     assert all(a > b - 1e-7 for a, b in pairwise(rates[40:]))
+
+
+def test_one_steep_gradient_does_not_stop_the_training():
+    """Cut to norm 1, it leaves AdamW's second moment as small as the others do."""
+    slopes = iter([1e6] + [1.0] * 99)
+    network = nn.Linear(1, 1, bias=False)
+    start = network.weight.item()
+    options = {"steps": 100, "lr": 1e-2, "batch_size": 1, "average": 0.0}
+    train(
+        network,
+        lambda network, *_: next(slopes) * network.weight.sum(),
+        torch.zeros(1, 1),
+        **options,
+    )
+    assert network.weight.item() < start - 0.3
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_on_the_levels_it_says(name):
+    """Their ratios, by the words that its file holds."""
+    recipe, seen = RECIPES[name], []
+
+    def network(x_t, signal, noise):
+        seen.append((noise / signal).log().flatten())
+        return torch.zeros(len(x_t), 4 if name == "hybrid" else 2, requires_grad=True)
+
+    recipe.loss()(network, torch.zeros(20_000, 2), seeded_by(25))
+    (ratios,) = seen
+    words = recipe.process
+    if "from N(" in words:
+        mean, deviation = map(float, re.findall(r"-?[\d.]+(?=[,^])", words)[:2])
+        assert kstest(ratios, "norm", (mean, deviation)).pvalue > 0.01
+        return
+    process = {
+        "linear, 1000": linear(),
+        "linear, 50 o": respaced(linear(), 50),
+        "cosine, 1000": cosine(),
+        "geometric, 1": geometric(),
+        "VP SDE, s fr": vp_sde(100_000),
+        "VE SDE, 0.01": ve_sde(100_000),
+        "straight": straight(100_000),
+    }[words[:12]]
+    levels = (process.noise / process.signal).log().float()
+    if len(levels) <= 1000:
+        assert (ratios[:, None] - levels).abs().amin(dim=1).max() < 1e-4
+        assert len(ratios.unique()) > 0.99 * len(levels)
+    if len(levels) >= 1000:
+        shares = torch.tensor([0.1, 0.5, 0.9])
+        quantiles = ratios.quantile(shares), levels.quantile(shares)
+        torch.testing.assert_close(*quantiles, rtol=0, atol=0.15)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 11])

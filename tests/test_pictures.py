@@ -306,6 +306,13 @@ def test_nearest_is_that_of_a_tree():
     assert index.tolist() == expected[1].tolist()
 
 
+def test_distances_are_not_those_of_products():
+    """Which in float32, far from the origin, would lose what is between the points."""
+    these, those = 1000 + torch.randn(2, 60, 5, generator=seeded_by(6))
+    expected = nearest(these.double(), those.double())[0].float()
+    torch.testing.assert_close(nearest(these, those)[0], expected, rtol=1e-4, atol=0)
+
+
 def test_principal_components_are_those_of_numpy():
     scales = torch.tensor([0.1, 3.0, 0.5, 2.0, 1.0]).double()
     data = 7 + scales * torch.randn(500, 5, generator=seeded_by(7)).double()
