@@ -635,3 +635,5 @@ def test_methods_have_networks(name):
         assert len(methods) == len(METHODS[name])
         assert {method.own for method in methods} <= set(training.RECIPES)
     assert not any(method.slow for method in chosen(LAW[name]))
+    taken = {"points": {"points", "hybrid"}, "pictures": {"pictures"}}[name]
+    assert {method.own for method in chosen(LAW[name])} == taken
