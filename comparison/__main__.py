@@ -15,11 +15,9 @@ import torch
 from comparison.figures import film_sheets, plot_rows, save_gif, save_png
 from comparison.laws import HOMER, LAWS, Pictures, Points
 from comparison.methods import METHODS, chosen
-from comparison.rows import Row, cells, columns, film, show, table
+from comparison.rows import BOUNDS, Row, cells, columns, film, show, table
 from comparison.training import fit, load
 from main import check_output, command, number
-
-BOUNDS = ("noise", "floor")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

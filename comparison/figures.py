@@ -116,14 +116,16 @@ def _cloud_sheets(
 ) -> list[Image.Image]:
     """Draw clouds side by side, one of more than unit variance reduced to it."""
     figure, (axes,) = panels(1, len(shown[0]), side=2.4)
+    inks = [hues(end) if colours else INK for end in shown[-1].values()]
+    if colours:
+        for ax in axes:
+            ax.set_facecolor("white")
     sheets = []
     for clouds in shown:
-        for ax, (title, x), end in zip(axes, clouds.items(), shown[-1].values()):
+        for ax, (title, x), ink in zip(axes, clouds.items(), inks):
             for cloud in [*ax.collections]:
                 cloud.remove()
-            ax.set_facecolor("white" if colours else PAPER)
-            reduced = x / x.std().clamp(min=1)
-            draw_cloud(ax, reduced, law, title, hues(end) if colours else INK, 3)
+            draw_cloud(ax, x / x.std().clamp(min=1), law, title, ink, 3)
         figure.canvas.draw()
         sheet = Image.fromarray(np.asarray(figure.canvas.buffer_rgba()))
         sheets.append(sheet.convert("RGB"))

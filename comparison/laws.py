@@ -62,14 +62,12 @@ class Points(NamedTuple):
 
     def measure(self, samples: Tensor) -> tuple[float, ...]:
         """Return on drawing and covered, in per cent, sliced in px and frechet in px^2."""
-        if (
-            not samples.isfinite().all()
-        ):  # a network that was hardly trained may explode
+        # A network that was hardly trained may explode.
+        if not samples.isfinite().all():
             return 0.0, 0.0, math.nan, math.nan
         x, data = samples / self.pixel, self.data / self.pixel
-        within = (
-            1.001  # neighbours on the grid are 1 px apart: rounding must not decide
-        )
+        # Neighbours on the grid are 1 px apart: rounding must not decide.
+        within = 1.001
         shares = share_near(x, data, within), share_near(data, x, within)
         return *(100 * share for share in shares), sliced(x, data), frechet(x, data)
 
@@ -135,9 +133,8 @@ class Pictures(NamedTuple):
         trained on, and to the nearest of as many fresh ones. nearer: the per cent of the
         samples that are nearer to one trained on; a copier has 100, the law itself 50.
         """
-        if (
-            not samples.isfinite().all()
-        ):  # a network that was hardly trained may explode
+        # A network that was hardly trained may explode.
+        if not samples.isfinite().all():
             return (math.nan,) * 4
         to_training, _ = nearest(samples, self.data)
         to_fresh, _ = nearest(samples, self.fresh)

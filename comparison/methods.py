@@ -38,11 +38,10 @@ from diffusion import denoise_with_mu
 class Method(NamedTuple):
     """A way back: a row of the table for each of its predictors.
 
-    own: the recipe of the network that its paper trains. box: it
-    starts uniform in a box of half-side noise_T, not from N(0, noise_T^2 I). clip: a
-    network's estimate of x_0 is kept in the law's box. learns_variance: its variance is
-    the predictor's own. slow: it draws a third as many samples, and only if asked for.
-    filmed: the law's film shows it.
+    own: the recipe of the network that its paper trains. box: it starts uniform in a box
+    of half-side noise_T, not from N(0, noise_T^2 I). clip: a network's estimate of x_0 is
+    kept in the law's box. learns_variance: its variance is the predictor's own. slow: it
+    draws a third as many samples, and only if asked for. filmed: the law's film shows it.
     """
 
     name: str
@@ -117,9 +116,8 @@ def _methods() -> dict[str, list[Method]]:
     on_line, on_arc = "pictures-linear", "pictures-cosine"
     learned = {"predictors": ("learned",)}
     slow = {**learned, "slow": True}
-    ddim_50 = Method(
-        "ddim-cosine", "50", respaced(arc, 50), ddim, on_arc, **learned
-    )._replace(**filmed)
+    shown = {**learned, **filmed}
+    ddim_50 = Method("ddim-cosine", "50", respaced(arc, 50), ddim, on_arc, **shown)
     clipped = {"clip": True, **slow}
     pictures = [
         ddim_50,

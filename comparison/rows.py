@@ -23,6 +23,8 @@ from comparison.training import RECIPES
 
 # What returns the network of a recipe of this name.
 Networks = Callable[[str], nn.Module]
+# The ceiling and the floor of every measure, as rows.
+BOUNDS = ("noise", "floor")
 
 
 class Row(NamedTuple):
@@ -118,7 +120,7 @@ def table(
     samples: int,
     seed: int,
     networks: Networks,
-    bounds: Iterable[str] = ("noise", "floor"),
+    bounds: Iterable[str] = BOUNDS,
 ) -> Iterator[Row]:
     """Yield the rows of the bounds, ceiling and floor, and of the methods.
 
@@ -130,10 +132,10 @@ def table(
     counts = [samples, fewer] if any(m.slow for m in methods) else [samples]
     for name in bounds:
         for count in counts:
-            drawn = {
-                "noise": lambda count: draw_noise(law, count, seeded(law, seed)),
-                "floor": lambda count: law.draw(count, seed),
-            }[name](count)
+            if name == "noise":
+                drawn = draw_noise(law, count, seeded(law, seed))
+            else:
+                drawn = law.draw(count, seed)
             titled = name if count == samples else f"{name} ({count})"
             yield Row(titled, "-", "-", 0, law.measure(drawn), 0.0, drawn)
     for method in methods:

@@ -14,7 +14,7 @@ from comparison.laws import LAWS, Law
 from comparison.methods import Method
 from comparison.predictors import Predictor
 from comparison.processes import Process
-from comparison.rows import cells, seeded, spread, start, table
+from comparison.rows import BOUNDS, cells, seeded, spread, start, table
 from comparison.samplers import last
 from comparison.training import fit, load
 
@@ -59,7 +59,7 @@ def over_seeds(
     of: Law,
     methods: Iterable[Method],
     seeds: int,
-    bounds: Sequence[str],
+    bounds: Sequence[str] = BOUNDS,
     trainings: bool = True,
 ) -> Rows:
     """Yield the rows of bounds and methods over seeds of sampling, and of trainings."""

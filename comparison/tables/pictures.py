@@ -18,8 +18,7 @@ FEW = 100
 def pictures(seeds: int) -> Rows:
     """The command's table."""
     faces = law("pictures")
-    bounds = "noise", "floor"
-    yield from over_seeds(faces, chosen(faces), seeds, bounds, trainings=False)
+    yield from over_seeds(faces, chosen(faces), seeds, trainings=False)
 
 
 @tabled("method", "network", "steps", *Pictures.measures, "seconds")

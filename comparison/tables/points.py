@@ -16,14 +16,13 @@ from comparison.predictors import (
     best_variance,
     bound_terms,
     from_hybrid,
-    from_velocity,
     learned_variance,
 )
 from comparison.processes import geometric, linear, respaced
 from comparison.rows import columns, draw_noise, over, seeded, spread
 from comparison.samplers import ddpm
 from comparison.tables import Rows, drawn_by, law, network, over_seeds, tabled
-from comparison.training import fit, train
+from comparison.training import RECIPES, fit, train
 
 LAW = law("points")
 SAMPLES = LAW.samples
@@ -57,7 +56,7 @@ def floor(seeds: int) -> Rows:
 @tabled(*columns(LAW))
 def points(seeds: int) -> Rows:
     """The command's table: all methods, two networks for all."""
-    yield from over_seeds(LAW, chosen(LAW), seeds, ("noise", "floor"))
+    yield from over_seeds(LAW, chosen(LAW), seeds)
 
 
 @tabled(*columns(LAW))
@@ -105,8 +104,8 @@ def half(seeds: int) -> Rows:
         return seen[index] + 0.3 * LAW.pixel * draw_noise(LAW, SAMPLES, generator)
 
     def network_draws(seed: int) -> Tensor:
-        trained = from_velocity(fit("points", part, seed=seed))
-        return drawn_by(ddpm, trained, linear(), seed)
+        predictor = RECIPES["points"].predictor(fit("points", part, seed=seed))
+        return drawn_by(ddpm, predictor, linear(), seed)
 
     ways = {
         "network": network_draws,
