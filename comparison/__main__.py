@@ -98,8 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     switch("--own", "give each method the network that its paper trains")
     flag("--image", "picture to learn (default: %(default)s)", type=Path, default=HOMER)
     switch("--fit", "find the drawing: turn light on dark round, stretch greys, crop")
-    few, many = Pictures.samples, Points.samples
-    default = f"{many} points, {few} pictures"
+    default = f"{Points.samples} points, {Pictures.samples} pictures"
     samples = number(int, 2, 100_000)
     flag("--samples", f"what to draw for each row (default: {default})", type=samples)
     switch("--train", "train anew, where weights are at hand too")

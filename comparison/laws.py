@@ -209,7 +209,7 @@ def posed(drawing: Tensor, poses: Tensor) -> Tensor:
     last_row = torch.tensor([0.0, 0.0, 1.0]).expand(len(poses), 1, 3)
     back = torch.cat([poses, last_row], dim=1).inverse()[:, :2].to(drawing)
     parts = []
-    for chunk in back.split(64):
+    for chunk in back.split(16):
         size = (len(chunk), 1, *drawing.shape)
         grid = affine_grid(chunk, size, align_corners=False)
         ink = grid_sample(drawing.expand(size), grid, align_corners=False)

@@ -85,11 +85,10 @@ def _methods() -> dict[str, list[Method]]:
     line, arc = linear(), cosine()
     ddpm_posterior = partial(ddpm, variance="posterior")
     denoised = partial(langevin, denoise=True)
-    filmed = {"filmed": True}
     learning = {"own": "hybrid", "learns_variance": True}
     annealed = {"own": "geometric", "box": True}
     points = [
-        Method("ddpm-linear", "1000", line, ddpm, "simple", **filmed),
+        Method("ddpm-linear", "1000", line, ddpm, "simple", filmed=True),
         Method("ddpm-linear", "50", respaced(line, 50), ddpm, "simple"),
         Method("ddpm-posterior", "50", respaced(line, 50), ddpm_posterior, "simple"),
         Method("ddpm-learned", "50", respaced(line, 50), ddpm, **learning),
@@ -97,13 +96,13 @@ def _methods() -> dict[str, list[Method]]:
         Method("ddpm-cosine", "1000", arc, ddpm, "cosine"),
         Method("ddpm-cosine", "50", respaced(arc, 50), ddpm, "cosine"),
         Method("ddim-linear", "1000", line, ddim, "simple"),
-        Method("ddim-linear", "50", respaced(line, 50), ddim, "simple", **filmed),
+        Method("ddim-linear", "50", respaced(line, 50), ddim, "simple", filmed=True),
         Method("ddim-linear", "20", respaced(line, 20), ddim, "simple"),
         Method("ddim-linear", "10", respaced(line, 10), ddim, "simple"),
         Method("ddim-cosine", "50", respaced(arc, 50), ddim, "cosine"),
-        Method("langevin", "10 x 100", geometric(), langevin, **annealed, **filmed),
+        Method("langevin", "10 x 100", geometric(), langevin, **annealed, filmed=True),
         Method("langevin-denoised", "10 x 100", geometric(), denoised, **annealed),
-        Method("ve-pc", "200", ve_sde(), predictor_corrector, "ve", **filmed),
+        Method("ve-pc", "200", ve_sde(), predictor_corrector, "ve", filmed=True),
         Method("vp-em", "1000", vp_sde(), euler_maruyama, "vp"),
         Method("flow", "18", line, probability_flow, "vp"),
         Method("edm", "18", geometric(2, 80.0, 0.002), probability_flow, "edm"),
@@ -113,28 +112,21 @@ def _methods() -> dict[str, list[Method]]:
         Method("rectified-flow", "100", straight(100), ddim, "rectified"),
     ]
 
-    on_line, on_arc = "pictures-linear", "pictures-cosine"
-    learned = {"predictors": ("learned",)}
-    slow = {**learned, "slow": True}
-    shown = {**learned, **filmed}
-    ddim_50 = Method("ddim-cosine", "50", respaced(arc, 50), ddim, on_arc, **shown)
-    clipped = {"clip": True, **slow}
+    on_line, on_arc, on_none = "pictures-linear", "pictures-cosine", "pictures"
+    exact, learned = (partial(Method, predictors=(k,)) for k in ("exact", "learned"))
+    slow = partial(learned, slow=True)
     pictures = [
-        ddim_50,
-        Method("ddim-cosine", "10", respaced(arc, 10), ddim, on_arc, **learned),
-        Method(
-            *("ddpm-cosine", "250", respaced(arc, 250), ddpm, on_arc),
-            clip=True,
-            **learned,
-        ),
-        Method("flow", "18", line, probability_flow, "pictures", **learned),
-        ddim_50._replace(predictors=("exact",), filmed=False),
-        Method("ddpm-linear", "1000", line, ddpm, on_line, **clipped),
-        Method("ddpm-kept-alphas", "50", line, ddpm_kept_alphas, on_line, **clipped),
-        Method("ddpm-cosine", "1000", arc, ddpm, on_arc, **clipped),
-        Method("ddim-linear", "50", respaced(line, 50), ddim, on_line, **slow),
-        Method("langevin", "10 x 100", geometric(), langevin, "pictures", True, **slow),
-        Method("ve-pc", "200", ve_sde(), predictor_corrector, "pictures", **slow),
+        learned("ddim-cosine", "50", respaced(arc, 50), ddim, on_arc, filmed=True),
+        learned("ddim-cosine", "10", respaced(arc, 10), ddim, on_arc),
+        learned("ddpm-cosine", "250", respaced(arc, 250), ddpm, on_arc, clip=True),
+        learned("flow", "18", line, probability_flow, on_none),
+        exact("ddim-cosine", "50", respaced(arc, 50), ddim, on_arc),
+        slow("ddpm-linear", "1000", line, ddpm, on_line, clip=True),
+        slow("ddpm-kept-alphas", "50", line, ddpm_kept_alphas, on_line, clip=True),
+        slow("ddpm-cosine", "1000", arc, ddpm, on_arc, clip=True),
+        slow("ddim-linear", "50", respaced(line, 50), ddim, on_line),
+        slow("langevin", "10 x 100", geometric(), langevin, on_none, box=True),
+        slow("ve-pc", "200", ve_sde(), predictor_corrector, on_none),
     ]
     return {"points": points, "pictures": pictures}
 

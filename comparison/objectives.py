@@ -14,10 +14,9 @@ from torch.nn.functional import mse_loss
 
 from comparison.predictors import Predictor, interpolated_variance
 from comparison.processes import Process
-from comparison.samplers import normal_like
+from comparison.samplers import Generator, normal_like
 from diffusion import PredictNoise, gaussian_kl, posterior_mean_variance
 
-Generator = torch.Generator | None
 Objective = Callable[[Predictor, Tensor, Generator], Tensor]
 # What draws the levels of a batch: called (x_start, generator), it returns signal and
 # noise, (B, 1) each.

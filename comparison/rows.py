@@ -1,6 +1,7 @@
 """The rows of a table: a method run with a predictor, timed and measured; and the table."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from statistics import median
 from time import perf_counter
 from typing import NamedTuple
@@ -162,16 +163,10 @@ def film(
 # What is printed
 
 
-def line(cells: Iterable[object]) -> str:
-    """Return a line of a Markdown table."""
-    return f"| {' | '.join(map(str, cells))} |"
-
-
 def show(fields: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
     """Print a Markdown table, each row as soon as it is there."""
-    print(f"{line(fields)}\n|{'---|' * len(fields)}")
-    for row in rows:
-        print(line(row), flush=True)
+    for cells in chain([fields, ["---"] * len(fields)], rows):
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def over(values: Iterable[float], digits: int) -> str:
@@ -189,8 +184,7 @@ def spread(runs: Iterable[Iterable[float]], digits: Iterable[int]) -> list[str]:
 
 def columns(law: Law) -> list[str]:
     """Return the columns of the table of methods."""
-    words = "method", "predictor", "steps", "evaluations"
-    return [*words, *law.measures, "seconds"]
+    return ["method", "predictor", "steps", "evaluations", *law.measures, "seconds"]
 
 
 def cells(same: Sequence[Row], law: Law) -> list[object]:

@@ -124,28 +124,27 @@ class Recipe(NamedTuple):
         }
 
 
-def _on_pictures(objective: str, process: str, levels: Callable) -> Recipe:
+def _on_velocity(process: str, levels: Callable, words: str = "", **how) -> Recipe:
+    objective = f"L_simple on the velocity{words}"
     return Recipe(
-        f"L_simple on the velocity{objective}",
-        process,
-        lambda: simple(levels(), velocity),
-        from_velocity,
-        UNet,
-        5_400,
-        {"batch_size": 16, "lr": 2e-3},
+        objective, process, lambda: simple(levels(), velocity), from_velocity, **how
     )
 
 
+_U_NET = {
+    "network": UNet,
+    "steps": 5_400,
+    "options": MappingProxyType({"batch_size": 16, "lr": 2e-3}),
+}
 # The first two serve all samplers of their law; the others are what papers train.
 RECIPES = {
-    "points": Recipe(
-        "L_simple on the velocity",
-        "log(noise / signal) from N(-2, 2^2)",
-        lambda: simple(lognormal_ratio(-2.0, 2.0), velocity),
-        from_velocity,
+    "points": _on_velocity(
+        "log(noise / signal) from N(-2, 2^2)", lambda: lognormal_ratio(-2.0, 2.0)
     ),
-    "pictures": _on_pictures(
-        "", "log(noise / signal) from N(0.7, 1.7^2)", lambda: lognormal_ratio(0.7, 1.7)
+    "pictures": _on_velocity(
+        "log(noise / signal) from N(0.7, 1.7^2)",
+        lambda: lognormal_ratio(0.7, 1.7),
+        **_U_NET,
     ),
     "hybrid": Recipe(
         "L_hybrid, t uniform",
@@ -183,17 +182,14 @@ RECIPES = {
         lambda: simple(uniform_time(straight), displacement),
         from_displacement,
     ),
-    "edm": Recipe(
-        "L_simple on the velocity",
-        "log(noise / signal) from N(-1.2, 1.2^2)",
-        lambda: simple(lognormal_ratio(-1.2, 1.2), velocity),
-        from_velocity,
+    "edm": _on_velocity(
+        "log(noise / signal) from N(-1.2, 1.2^2)", lambda: lognormal_ratio(-1.2, 1.2)
     ),
-    "pictures-linear": _on_pictures(
-        ", t uniform", "linear, 1000 levels", lambda: uniform_level(linear())
+    "pictures-linear": _on_velocity(
+        "linear, 1000 levels", lambda: uniform_level(linear()), ", t uniform", **_U_NET
     ),
-    "pictures-cosine": _on_pictures(
-        ", t uniform", "cosine, 1000 levels", lambda: uniform_level(cosine())
+    "pictures-cosine": _on_velocity(
+        "cosine, 1000 levels", lambda: uniform_level(cosine()), ", t uniform", **_U_NET
     ),
 }
 
@@ -237,7 +233,7 @@ def load(
         fits = content["trained_on"] == recipe.trained_on(law, steps, seed)
         network.load_state_dict(content["weights"])
     except Exception as error:  # unpickling raises almost anything on bad data
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"{file} holds no weights for {name}: {reason}") from error
     network = network.to(law.data.device).eval().requires_grad_(False)
     return network if fits else None

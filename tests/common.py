@@ -2,12 +2,14 @@
 
 import inspect
 import io
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from comparison.laws import pictures, points
 from diffusion import PredictStart, noise_schedule
 from utils import IMG_SIZE
 
@@ -18,8 +20,26 @@ SCHEDULE = noise_schedule(8, 0.02, 0.5)
 X_START = torch.tensor([-1.0, 0.5, 0.0, 2.0, 1.0, -1.0, 2.0, 1.0])
 
 
+@cache
+def law(name):
+    """A law of homer.png, drawn once for all tests."""
+    return {"points": points, "pictures": pictures}[name]()
+
+
+@cache
+def tiny(name):
+    """A law of a few data."""
+    if name == "pictures":
+        return pictures(side=16, count=20)
+    return law(name)._replace(data=law(name).data[::100])
+
+
 def seeded_by(number):
     return torch.Generator().manual_seed(number)
+
+
+def double(*shape, seed=0):
+    return torch.randn(shape, dtype=torch.float64, generator=seeded_by(seed))
 
 
 def exact_denoiser(x_start, schedule=SCHEDULE):

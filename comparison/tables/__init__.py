@@ -14,7 +14,7 @@ from comparison.laws import LAWS, Law
 from comparison.methods import Method
 from comparison.predictors import Predictor
 from comparison.processes import Process
-from comparison.rows import BOUNDS, cells, seeded, spread, start, table
+from comparison.rows import BOUNDS, cells, seeded, start, table
 from comparison.samplers import last
 from comparison.training import fit, load
 
@@ -70,15 +70,6 @@ def over_seeds(
             runs.append(table(of, some, of.samples, seed, networks, those))
         for same in zip(*runs):
             yield cells(same, of)
-
-
-def measured(
-    of: Law, ways: dict[tuple[str, ...], Callable[[int], Tensor]], seeds: int
-) -> Rows:
-    """Yield the measures of what each way draws, called with a seed, over seeds."""
-    for names, way in ways.items():
-        runs = (of.measure(way(seed)) for seed in range(seeds))
-        yield [*names, *spread(runs, of.measures.values())]
 
 
 def drawn_by(

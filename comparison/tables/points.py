@@ -43,14 +43,8 @@ def floor(seeds: int) -> Rows:
         "N(its mean, its covariance)": lambda seed: _noise(seed) @ factor.T,
     }
     for name, draw in draws.items():
-        runs = zip(*(LAW.measure(draw(seed)) for seed in range(10)))
-        yield [
-            name,
-            *(
-                f"{sum(v) / len(v):.{d}f} ({min(v):.{d}f} to {max(v):.{d}f})"
-                for v, d in zip(runs, DIGITS)
-            ),
-        ]
+        runs = (LAW.measure(draw(seed)) for seed in range(10))
+        yield [name, *spread(runs, DIGITS)]
 
 
 @tabled(*columns(LAW))
