@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def share_near(these: Tensor, those: Tensor, within: float = 1.0) -> float:
+def share_near(these: Tensor, those: Tensor, within: float) -> float:
     """Return the share of these points, (m, D), that have one of those within a distance.
 
     share_near(samples, points) is "on drawing", share_near(points, samples) "covered".

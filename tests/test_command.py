@@ -470,6 +470,23 @@ def test_tables_can_be_made(name, tmp_path, small, monkeypatch, capsys):
     assert bool([*tmp_path.iterdir()]) == asked.training
 
 
+def test_tables_say_which_is_which(small, monkeypatch):
+    """Seen and unseen, of draws that are the seen; and which variance a row has."""
+    points, asked = law("points"), []
+
+    def drawn_by(sampler, predictor, process, seed, **options):
+        asked.append(options.get("variance"))
+        return points.data[::2]
+
+    monkeypatch.setattr(on_points, "drawn_by", drawn_by)
+    for name, seen, unseen, _ in on_points.half(1):
+        assert (float(seen) > 99) == (float(unseen) < 5) == (name[:3] in ("net", "exa"))
+    del asked[:]
+    names = [name for _, name, *_ in on_points.covariance(1)]
+    known = ["beta" if x == "beta" else "beta~" for x in asked if isinstance(x, str)]
+    assert names == [*known[:2], "the best", *known[2:], "learned"] and len(asked) == 6
+
+
 def test_without_a_name_no_network_is_written(monkeypatch):
     made = []
     for name, entry in tables.TABLES.items():

@@ -105,6 +105,7 @@ def half(seeds: int) -> Rows:
         "network": network_draws,
         "exact score of the seen": partial(drawn_by, ddpm, Exact(seen), linear()),
         "the seen, blurred by 0.3 px": blurred_points,
+        "the law (floor)": partial(LAW.draw, SAMPLES),
     }
     for name, way in ways.items():
         runs = []
