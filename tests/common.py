@@ -42,6 +42,15 @@ def double(*shape, seed=0):
     return torch.randn(shape, dtype=torch.float64, generator=seeded_by(seed))
 
 
+def wavy(x_t, signal, noise):
+    """A predictor of nothing in particular."""
+    return signal * x_t.sin() + 0.3 * noise * x_t.flip(1)
+
+
+def wavy_and_v(x_t, signal, noise):
+    return torch.cat([wavy(x_t, signal, noise), 0.5 + x_t.cos()], dim=1)
+
+
 def exact_denoiser(x_start, schedule=SCHEDULE):
     return PredictStart(lambda x_t, t: x_start, *schedule)
 

@@ -30,7 +30,7 @@ from comparison.samplers import (
     slerp,
 )
 from diffusion import posterior_mean_variance
-from tests.common import double, law, seeded_by
+from tests.common import double, law, seeded_by, wavy, wavy_and_v
 
 EYE = np.eye(2)
 MEAN, COVARIANCE = np.array([1.0, -0.5]), np.array([[1.0, 0.6], [0.6, 0.8]])
@@ -46,15 +46,6 @@ def gaussian(x_t, signal, noise):
     mean, covariance = torch.from_numpy(MEAN), torch.from_numpy(COVARIANCE)
     total = signal**2 * covariance + noise**2 * torch.from_numpy(EYE)
     return noise * (x_t - signal * mean) @ torch.linalg.inv(total)
-
-
-def wavy(x_t, signal, noise):
-    """A predictor of nothing in particular."""
-    return signal * x_t.sin() + 0.3 * noise * x_t.flip(1)
-
-
-def wavy_and_v(x_t, signal, noise):
-    return torch.cat([wavy(x_t, signal, noise), 0.5 + x_t.cos()], dim=1)
 
 
 # What a step does to a state: x <- A x + b + sigma z

@@ -38,7 +38,7 @@ from comparison.processes import (
 from comparison.samplers import ddim, last
 from comparison.training import RECIPES, fit, load, save, train
 from diffusion import posterior_mean_variance
-from tests.common import double, law, seeded_by, tiny
+from tests.common import double, law, seeded_by, tiny, wavy, wavy_and_v
 
 
 class Recording:
@@ -55,15 +55,6 @@ class Recording:
     def eps(self, x_start):
         x_t, signal, noise = self.asked
         return (x_t - signal * x_start) / noise
-
-
-def wavy(x_t, signal, noise):
-    """A network of nothing in particular."""
-    return signal * x_t.sin() + 0.3 * noise * x_t.flip(1)
-
-
-def wavy_and_v(x_t, signal, noise):
-    return torch.cat([wavy(x_t, signal, noise), 0.5 + x_t.cos()], dim=1)
 
 
 # Levels
@@ -528,6 +519,8 @@ def test_a_recipe_is_followed(monkeypatch):
     options = {"steps": 5_400, "seed": 3, "batch_size": 16, "lr": 2e-3}
     assert given[0] == (UNet, 20, options)
     assert given[1] == (PointNetwork, 11, {"steps": 5, "seed": 0})
+    alike = [RECIPES[f"pictures{kind}"][4:] for kind in ("", "-linear", "-cosine")]
+    assert alike[0] == alike[1] == alike[2]
 
 
 # Weights
