@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 
 class Counted:
-    """A predictor that counts its calls."""
+    """A predictor or a network that counts its calls."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor, self.calls = predictor, 0
@@ -81,30 +81,30 @@ def start(
 def states(
     method: Method, law: Law, samples: int, seed: int, networks: Networks | None
 ) -> tuple[Counted, Iterator[Tensor]]:
-    """Return the predictor and the states, (samples, D) each, of a method.
+    """Return what is evaluated, counted, and the states, (samples, D) each, of a method.
 
     networks: None for the exact predictor.
     """
     options = {"generator": seeded(law, seed)}
     if networks:
-        network, learned = networks(method.own), learned_variance
+        counted = network = Counted(networks(method.own))
+        learned = learned_variance
         predictor = RECIPES[method.own].predictor(network)
         predictor = clipped(predictor, *law.box) if method.clip else predictor
     else:
         network, learned = Exact(law.data), best_variance
-        predictor = network
+        counted = predictor = Counted(network)
     if method.learns_variance:
         options["variance"] = learned(network, method.process)
-    counted = Counted(predictor)
     x_T = start(method.process, law, samples, options["generator"], method.box)
-    return counted, method.sampler(counted, method.process, x_T, **options)
+    return counted, method.sampler(predictor, method.process, x_T, **options)
 
 
 def run(
     method: Method, law: Law, samples: int, seed: int, networks: Networks | None
 ) -> Row:
     """Return a method's row: what it draws, timed and measured. As `states`."""
-    predictor, path = states(method, law, samples, seed, networks)
+    counted, path = states(method, law, samples, seed, networks)
     began = perf_counter()  # a network may have been trained for it
     drawn = last(path)
     if drawn.is_cuda:  # which still computes
@@ -112,7 +112,7 @@ def run(
     seconds = perf_counter() - began
     kind = "learned, clipped" if method.clip else "learned"
     words = method.name, kind if networks else "exact", method.steps
-    return Row(*words, predictor.calls, law.measure(drawn), seconds, drawn)
+    return Row(*words, counted.calls, law.measure(drawn), seconds, drawn)
 
 
 def table(
@@ -130,9 +130,9 @@ def table(
     finely than their spread over seeds says.
     """
     fewer = max(2, samples // 3)
-    counts = [samples, fewer] if any(m.slow for m in methods) else [samples]
+    counts = {samples, fewer} if any(m.slow for m in methods) else {samples}
     for name in bounds:
-        for count in counts:
+        for count in sorted(counts, reverse=True):
             if name == "noise":
                 drawn = draw_noise(law, count, seeded(law, seed))
             else:

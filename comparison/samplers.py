@@ -215,7 +215,7 @@ def euler_maruyama(
     from each row's time s to the next one's, at last to s = 0, where no noise is added.
     Raises ValueError unless the process holds an SDE.
     """
-    _need(process.time is not None, "the reverse SDE needs vp_sde or ve_sde")
+    _need(process.time is not None, "the reverse SDE needs a drift and a diffusion")
     yield x_T
     x = x_T
     for t in reversed(range(process.steps)):

@@ -113,7 +113,7 @@ class Recipe(NamedTuple):
     options: Mapping[str, float] = MappingProxyType({})
 
     def trained_on(self, law: Law, steps: int | None, seed: int) -> dict[str, object]:
-        """Return all that makes a network what it is, of no more than plain types."""
+        """Return what a network is told by: the recipe's words, steps, options, seed."""
         return {
             "picture": law.picture,
             "objective": self.objective,
@@ -218,10 +218,10 @@ def save(
 def load(
     name: str, law: Law, *, steps: int | None = None, seed: int = 0
 ) -> nn.Module | None:
-    """Return the network that `fit` would, from its recipe's file; None if there is none.
+    """Return the network that `fit` would, from its recipe's file; None if it holds none.
 
-    The file is used only if it was trained on just that: picture, objective, process,
-    steps, options and seed. Raises ValueError if it is damaged, or a file of something else.
+    The file is used only if it names the same picture, objective, process, steps,
+    options and seed. Raises ValueError if it is damaged, or a file of something else.
     """
     file = WEIGHTS / f"{name}.pt"
     if not file.exists():

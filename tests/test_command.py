@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from comparison import __main__ as command
 from comparison import figures, rows, tables, training
 from comparison.laws import LAWS
+from comparison.measures import nearest
 from comparison.methods import METHODS, chosen
 from comparison.networks import PointNetwork, UNet
 from comparison.tables import __main__ as tables_command
@@ -89,8 +90,10 @@ def test_every_row_is_there(whole):
     counted = {"flow": 35, "edm": 35, "ve-pc": 400}
     counted |= {"langevin": 1000, "langevin-denoised": 1001}
     for (method, predictor, count), row in got.items():
-        if predictor != "-":
-            assert int(row["evaluations"]) == counted.get(method) or int(count)
+        evaluations = 0 if count == "-" else counted.get(method) or int(count)
+        if (method, predictor) == ("ddpm-learned", "learned"):
+            evaluations *= 2  # once for the mean, once for the variance
+        assert int(row["evaluations"]) == evaluations, method
 
 
 # On drawing with the exact score and with the committed weights, at the least.
@@ -195,7 +198,7 @@ def test_what_tells_methods_apart_reaches_their_samplers():
         if method.steps == "50":
             _, path = rows.states(method, tiny("points"), 2000, 0, None)
             variances[method.name] = [*path][-2].var().item()
-    # A step's variance: beta_t is the widest, beta~_t the narrowest, the best between.
+    # Before the last step, which adds none, the cloud has the noise that was added.
     assert variances["ddpm-posterior"] < variances["ddpm-linear"]
     assert variances["ddpm-posterior"] < variances["ddpm-learned"]
 
@@ -232,7 +235,7 @@ def test_on_cuda(whole, tmp_path):
         column = "on drawing" if name == "points" else "nearer"
         assert float(row[column]) == pytest.approx(float(here[key][column]), abs=12)
     few = ["--own", "--train", "--train-steps", 5, "--samples", 5]
-    run(name, "--methods", "ddpm-cosine", *few, *flags[-4:])
+    run(name, "--methods", "ddpm-cosine", *few, *flags[-5:])
 
 
 # What one looks at
@@ -281,6 +284,15 @@ def test_a_mosaic_holds_each_picture():
     assert grid.shape == (24, 36) and grid.dtype == np.uint8
     assert [grid[4, 4], grid[4, 16], grid[4, 28], grid[16, 4]] == [0, 32, 128, 223]
     assert grid[16, 16] == 255 and grid[16, 28] == grid[0, 0] == 190
+
+
+def test_below_each_sample_is_the_nearest_picture():
+    faces = tiny("pictures")
+    row = rows.Row("flow", "learned", "18", 35, (), 0.0, -faces.data[:14])
+    (ax,) = figures.plot_rows([row], faces).axes
+    _, index = nearest(row.samples, faces.data)
+    expected = figures.mosaic(torch.cat([row.samples, faces.data[index]]), 14)
+    assert np.array_equal(ax.images[0].get_array(), expected)
 
 
 @pytest.mark.parametrize("kind", ["gif", "png"])

@@ -16,7 +16,15 @@ from scipy.integrate import solve_ivp
 
 from comparison.methods import ddpm_kept_alphas
 from comparison.predictors import Exact, best_variance, blurred, learned_variance
-from comparison.processes import cosine, geometric, linear, respaced, ve_sde, vp_sde
+from comparison.processes import (
+    cosine,
+    geometric,
+    linear,
+    respaced,
+    straight,
+    ve_sde,
+    vp_sde,
+)
 from comparison.samplers import (
     ddim,
     ddim_encode,
@@ -177,6 +185,7 @@ CASES = [
     (ddpm, SHORT, {"variance": uneven}, ddpm_maps(SHORT, uneven)),
     (ddim, SHORT, {}, ddim_maps(SHORT, 0)),
     (ddim, LEVELS, {}, ddim_maps(LEVELS, 0)),
+    (ddim, straight(6), {}, ddim_maps(straight(6), 0)),
     (ddim, SHORT, {"eta": 0.5}, ddim_maps(SHORT, 0.5)),
     (ddim, SHORT, {"eta": 1.0}, ddpm_maps(SHORT, "posterior")),
     (ddim, VE, {"eta": 0.5}, ddim_maps(VE, 0.5)),
@@ -482,7 +491,7 @@ def test_every_state_is_given_and_the_seed_alone_decides(
         (inpaint, LEVELS, PARTS, "variance-preserving"),
         (langevin, SHORT, {}, "signal of 1"),
         (predictor_corrector, SHORT, {}, "signal of 1"),
-        (euler_maruyama, SHORT, {}, "vp_sde or ve_sde"),
+        (euler_maruyama, SHORT, {}, "drift"),
     ],
 )
 def test_samplers_refuse_what_they_cannot_go_along(sampler, process, options, message):
