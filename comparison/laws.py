@@ -56,8 +56,7 @@ class Points(NamedTuple):
 
     def draw(self, count: int, seed: int) -> Tensor:
         """Draw points, each as likely as another."""
-        generator = torch.Generator(self.data.device).manual_seed(seed)
-        like = {"generator": generator, "device": self.data.device}
+        like = {"generator": seeded(self, seed), "device": self.data.device}
         return self.data[torch.randint(len(self.data), (count,), **like)]
 
     def measure(self, samples: Tensor) -> tuple[float, ...]:
@@ -219,3 +218,8 @@ def posed(drawing: Tensor, poses: Tensor) -> Tensor:
 
 Law = Points | Pictures
 LAWS: dict[str, Callable[..., Law]] = {"points": points, "pictures": pictures}
+
+
+def seeded(law: Law, seed: int) -> torch.Generator:
+    """Return a generator on the law's device."""
+    return torch.Generator(law.data.device).manual_seed(seed)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from comparison.laws import Law
+from comparison.laws import Law, seeded
 from comparison.methods import Method
 from comparison.predictors import (
     Exact,
@@ -49,11 +49,6 @@ class Counted:
     def __call__(self, x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
         self.calls += 1
         return self.predictor(x_t, signal, noise)
-
-
-def seeded(law: Law, seed: int) -> torch.Generator:
-    """Return a generator on the law's device."""
-    return torch.Generator(law.data.device).manual_seed(seed)
 
 
 def draw_noise(law: Law, samples: int, generator: torch.Generator) -> Tensor:
@@ -150,13 +145,11 @@ def table(
 def film(
     law: Law, methods: Iterable[Method], samples: int, seed: int, networks: Networks
 ) -> dict[str, Tensor]:
-    """Return all states, (states, n, D), of those of the methods that are filmed."""
+    """Return all states, (states, n, D), of each method by its name."""
     paths = {}
     for method in methods:
-        if method.filmed:
-            count = min(samples, law.filmed)
-            _, path = states(method, law, count, seed, networks)
-            paths[method.name] = torch.stack([*path])
+        _, path = states(method, law, min(samples, law.filmed), seed, networks)
+        paths[method.name] = torch.stack([*path])
     return paths
 
 

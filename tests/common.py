@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 HOMER = ROOT / "homer.png"
 TINY = "--image-size=24 --threshold=200 --epochs=2 --steps-per-epoch=5 --dpi=40"
 SCHEDULE = noise_schedule(8, 0.02, 0.5)
+DDPM_BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 X_START = torch.tensor([-1.0, 0.5, 0.0, 2.0, 1.0, -1.0, 2.0, 1.0])
 
 
@@ -36,6 +37,10 @@ def tiny(name):
 
 def seeded_by(number):
     return torch.Generator().manual_seed(number)
+
+
+def number(x):
+    return torch.tensor(x, dtype=torch.float64)
 
 
 def double(*shape, seed=0):

@@ -27,12 +27,7 @@ from comparison.predictors import (
 )
 from comparison.processes import cosine, linear, respaced
 from diffusion import PredictStart, posterior_mean_variance, q_sample, vb_terms
-from tests.common import X_START, double, law, seeded_by
-
-
-def number(x):
-    return torch.tensor(x, dtype=torch.float64)
-
+from tests.common import DDPM_BETAS, X_START, double, law, number, seeded_by
 
 # The levels that a predictor is asked for: one, or one for each of 7 states.
 LEVELS = [
@@ -218,8 +213,8 @@ def test_interpolated_variance_is_that_of_diffusers(kept):
     theirs = DDPMScheduler(
         1000, variance_type="learned_range", timestep_spacing="linspace"
     )
-    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)  # not float32
-    theirs.betas, theirs.alphas_cumprod = betas, (1 - betas).cumprod(dim=0)
+    theirs.betas = DDPM_BETAS  # not float32
+    theirs.alphas_cumprod = (1 - DDPM_BETAS).cumprod(dim=0)
     theirs.set_timesteps(kept)
     schedule = respaced(linear(), kept).schedule()
     v = 2 * double(5, 2, seed=18)

@@ -20,11 +20,7 @@ from comparison.processes import (
     ve_sde,
     vp_sde,
 )
-
-
-def number(x):
-    return torch.tensor(x, dtype=torch.float64)
-
+from tests.common import number
 
 # Discrete processes
 

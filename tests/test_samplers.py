@@ -38,7 +38,7 @@ from comparison.samplers import (
     slerp,
 )
 from diffusion import posterior_mean_variance
-from tests.common import double, law, seeded_by, wavy, wavy_and_v
+from tests.common import DDPM_BETAS, double, law, seeded_by, wavy, wavy_and_v
 
 EYE = np.eye(2)
 MEAN, COVARIANCE = np.array([1.0, -0.5]), np.array([[1.0, 0.6], [0.6, 0.8]])
@@ -223,8 +223,7 @@ def test_steps_are_affine_maps_and_noise(sampler, process, options, maps):
 
 def their_states(scheduler, x, predictor, **options):
     """The states of a scheduler of diffusers, its table in float64 instead of float32."""
-    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-    scheduler.alphas_cumprod = (1 - betas).cumprod(dim=0)
+    scheduler.alphas_cumprod = (1 - DDPM_BETAS).cumprod(dim=0)
     yield x
     for t in scheduler.timesteps:
         abar = scheduler.alphas_cumprod[t]
@@ -298,12 +297,11 @@ def test_predictor_corrector_is_that_of_diffusers(levels, monkeypatch):
 
 def test_ddpm_on_few_rows_with_their_own_alphas():
     """The defect: nothing makes up for the rows that are left out."""
-    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-    alpha_bars, x = (1 - betas).cumprod(dim=0), double(6, 2, seed=11)
+    alpha_bars, x = (1 - DDPM_BETAS).cumprod(dim=0), double(6, 2, seed=11)
     ours = ddpm_kept_alphas(wavy, linear(), x, kept=4, generator=seeded_by(12))
     expected, generator = [x], seeded_by(12)
     for t in (999, 666, 333, 0):
-        beta, noise = betas[t], (1 - alpha_bars[t]).sqrt()
+        beta, noise = DDPM_BETAS[t], (1 - alpha_bars[t]).sqrt()
         mean = x - beta / noise * wavy(x, alpha_bars[t].sqrt(), noise)
         z = torch.randn(6, 2, dtype=torch.float64, generator=generator)
         x = mean / (1 - beta).sqrt() + (beta.sqrt() * z if t else 0)

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from comparison.laws import LAWS, Law
+from comparison.laws import LAWS, Law, seeded
 from comparison.methods import Method
 from comparison.predictors import Predictor
 from comparison.processes import Process
-from comparison.rows import BOUNDS, cells, seeded, start, table
+from comparison.rows import BOUNDS, cells, start, table
 from comparison.samplers import last
 from comparison.training import fit, load
 

@@ -7,6 +7,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from comparison.laws import seeded
 from comparison.measures import share_near
 from comparison.methods import chosen
 from comparison.networks import PointNetwork
@@ -19,7 +20,7 @@ from comparison.predictors import (
     learned_variance,
 )
 from comparison.processes import geometric, linear, respaced
-from comparison.rows import columns, draw_noise, over, seeded, spread
+from comparison.rows import columns, draw_noise, over, spread
 from comparison.samplers import ddpm
 from comparison.tables import Rows, drawn_by, law, network, over_seeds, tabled
 from comparison.training import RECIPES, fit, train
