@@ -16,7 +16,7 @@ from comparison.figures import film_sheets, plot_rows, save_gif, save_png
 from comparison.laws import HOMER, LAWS, Pictures, Points
 from comparison.methods import METHODS, chosen
 from comparison.rows import BOUNDS, Row, cells, columns, film, show, table
-from comparison.training import fit, load
+from comparison.training import RECIPES, fit, load
 from main import check_output, command, number
 
 
@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             networks = {name: load(name, law, **fitting) for name in networks}
     except ValueError as error:
         parser.error(str(error))
-    for note in notes:
-        print(f"comparison: note: {note.message}", file=sys.stderr)
+    for note in [*(note.message for note in notes), *law.notes]:
+        print(f"comparison: note: {note}", file=sys.stderr)
     for name in networks:
         networks[name] = networks[name] or fit(name, law, **fitting)
 
@@ -78,10 +78,12 @@ def _parser() -> argparse.ArgumentParser:
         "samples within 1 px of a point. Covered: share of the points with a sample within "
         "1 px. Sliced: Wasserstein distance over 32 directions, px. Frechet: of the "
         "coordinates, px^2. pictures: the drawing in a random pose is a datum, 32 x 32 "
-        "greys. Frechet: of the first 16 principal components. To training, to fresh: "
-        "median distance to the nearest of the pictures trained on, and of as many others. "
-        "Nearer: share of the samples that are nearer to one trained on: half is right, "
-        "all is copying. Each has its floor, draws from the law, and its ceiling, noise.",
+        "greys from -1 to 1. Off pose: what no pose explains of a sample, root mean square, "
+        "the median of the first 100. Spread: total variance, of the law's. Kernel: energy "
+        "distance, of all pixels. Frechet: of the first 16 principal components. Nearer: "
+        "share of the samples that are nearer to a picture trained on than to any of as "
+        "many others: half is right, all is copying. Each has its floor, draws from the "
+        "law, and its ceiling, noise.",
     )
 
     def flag(name: str, meaning: str, **options: object) -> None:
@@ -101,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     default = f"{Points.samples} points, {Pictures.samples} pictures"
     samples = number(int, 2, 100_000)
     flag("--samples", f"what to draw for each row (default: {default})", type=samples)
-    switch("--train", "train anew, where weights are at hand too")
+    brief, whole = RECIPES["pictures"].steps, RECIPES["pictures"].committed
+    anew = f"train anew, for pictures {brief:,} steps, not the {whole:,} of the weights"
+    switch("--train", f"{anew} at hand")
     steps = number(int, 1, 1_000_000)
     flag("--train-steps", "steps of a training (default: its recipe's)", type=steps)
     seed = {"type": number(int, 0, 2**32 - 1), "default": 0}

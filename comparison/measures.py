@@ -43,6 +43,24 @@ def nearest(these: Tensor, those: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cdist(these, those, compute_mode=exact).min(dim=1)
 
 
+def energy(these: Tensor, those: Tensor) -> float:
+    """Return the energy distance of two laws, estimated from samples without bias:
+
+        2 E norm(x - y) - E norm(x - x') - E norm(y - y')
+
+    x and x', y and y' being different draws. It is 0 if the laws are the same, and else
+    above 0 in the mean over samples of any number (Székely and Rizzo, 2013).
+    """
+    x, y = these.double(), those.double()
+    within = (torch.cdist(z, z).sum() / (len(z) * (len(z) - 1)) for z in (x, y))
+    return (2 * torch.cdist(x, y).mean() - sum(within)).item()
+
+
+def total_variance(x: Tensor) -> float:
+    """Return the trace of the covariance of a sample."""
+    return x.double().var(dim=0).sum().item()
+
+
 def _covariance(x: Tensor) -> Tensor:
     return x.T.double().cov().view(x.shape[1], x.shape[1])  # of one feature too
 

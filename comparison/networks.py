@@ -124,6 +124,7 @@ class Up(nn.Conv2d):
 class UNet(nn.Module):
     """A U-Net on square pictures, after Ho et al. (2020) and the survey, but smaller.
 
+    Beside each pixel stand its row and its column, from -1 to 1 (Liu et al., 2018).
     On the way down, each resolution has `blocks` residual blocks, and a strided
     convolution leads to the next. In the middle, self-attention is between two blocks.
     On the way up, each resolution has one block more than on the way down, and each of
@@ -131,9 +132,7 @@ class UNet(nn.Module):
 
     channels: of each resolution, the highest first; multiples of `groups`, the groups of
     each GroupNorm. seed drives the initial weights, and leaves PyTorch's global state as
-    it was. Without gradients, a CPU that has bfloat16 computes in it: in 0.8 of the time,
-    and with errors (rms, of outputs of 0.7) of 0.21 at a ratio noise / signal of 0.006,
-    0.05 at 0.03, and 0.01 from 0.3 on.
+    it was.
     """
 
     def __init__(
@@ -151,7 +150,7 @@ class UNet(nn.Module):
             self.level = nn.Sequential(
                 nn.Linear(level, level), nn.SiLU(), nn.Linear(level, level), nn.SiLU()
             )
-            self.first = nn.Conv2d(1, width, 3, padding=1)
+            self.first = nn.Conv2d(3, width, 3, padding=1)
             skips, down, up = [width], [], []
             for depth, outputs in enumerate(channels):
                 if depth > 0:
@@ -180,21 +179,27 @@ class UNet(nn.Module):
 
     def forward(self, x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
         """Take and return (B, side^2), side a multiple of 2^(len(channels) - 1)."""
-        x, level = unit(x_t, signal, noise)
+        # On a CPU, 2,000 pictures at once take twice as long as a hundred at a time.
+        parts = (part.split(100) for part in unit(x_t, signal, noise))
+        return torch.cat([self.at_once(x, level) for x, level in zip(*parts)])
+
+    def at_once(self, x: Tensor, level: Tensor) -> Tensor:
+        """Return the output, (B, side^2), for `unit`'s pictures and levels."""
         angles = level * self.level_waves
         side = math.isqrt(x.shape[1])
-        fast = not torch.is_grad_enabled() and torch.cpu._is_avx512_bf16_supported()
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-            level = self.level(torch.cat([angles.sin(), angles.cos()], dim=1))
-            h = self.first(x.view(-1, 1, side, side))
-            states = [h]
-            for piece in self.down:
-                h = piece(h, level)
-                states.append(h)
-            for piece in self.middle:
-                h = piece(h, level)
-            for piece in self.up:
-                if isinstance(piece, Block):
-                    h = torch.cat([h, states.pop()], dim=1)
-                h = piece(h, level)
-            return self.last(silu(self.norm(h))).flatten(1).to(x)
+        places = torch.linspace(-1, 1, side).to(x)
+        grid = torch.stack(torch.meshgrid(places, places, indexing="ij"))
+        planes = [x.view(-1, 1, side, side), grid.expand(len(x), -1, -1, -1)]
+        level = self.level(torch.cat([angles.sin(), angles.cos()], dim=1))
+        h = self.first(torch.cat(planes, dim=1))
+        states = [h]
+        for piece in self.down:
+            h = piece(h, level)
+            states.append(h)
+        for piece in self.middle:
+            h = piece(h, level)
+        for piece in self.up:
+            if isinstance(piece, Block):
+                h = torch.cat([h, states.pop()], dim=1)
+            h = piece(h, level)
+        return self.last(silu(self.norm(h))).flatten(1)

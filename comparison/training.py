@@ -101,7 +101,8 @@ class Recipe(NamedTuple):
     """What a network is trained on, in the words that its file holds, and how.
 
     predictor: makes a noise predictor of the network. network: makes it, called with the
-    seed of its weights. options: of `train`.
+    seed of its weights. steps: of a training; committed: of the weights at hand, if they
+    had more. options: of `train`.
     """
 
     objective: str
@@ -111,14 +112,18 @@ class Recipe(NamedTuple):
     network: Callable[..., nn.Module] = PointNetwork
     steps: int = 8_000
     options: Mapping[str, float] = MappingProxyType({})
+    committed: int | None = None
 
     def trained_on(self, law: Law, steps: int | None, seed: int) -> dict[str, object]:
-        """Return what a network is told by: the recipe's words, steps, options, seed."""
+        """Return what a network is told by: the recipe's words, steps, options, seed.
+
+        steps: None for those of the committed weights.
+        """
         return {
             "picture": law.picture,
             "objective": self.objective,
             "process": self.process,
-            "steps": steps or self.steps,
+            "steps": steps or self.committed or self.steps,
             "options": dict(self.options),
             "seed": seed,
         }
@@ -134,7 +139,7 @@ def _on_velocity(process: str, levels: Callable, words: str = "", **how) -> Reci
 _U_NET = {
     "network": UNet,
     "steps": 5_400,
-    "options": MappingProxyType({"batch_size": 16, "lr": 2e-3}),
+    "options": MappingProxyType({"batch_size": 16, "lr": 3e-3, "average": 0.998}),
 }
 # The first two serve all samplers of their law; the others are what papers train.
 RECIPES = {
@@ -142,8 +147,9 @@ RECIPES = {
         "log(noise / signal) from N(-2, 2^2)", lambda: lognormal_ratio(-2.0, 2.0)
     ),
     "pictures": _on_velocity(
-        "log(noise / signal) from N(0.7, 1.7^2)",
-        lambda: lognormal_ratio(0.7, 1.7),
+        "log(noise / signal) from N(0.3, 1.1^2)",
+        lambda: lognormal_ratio(0.3, 1.1),
+        committed=30_000,
         **_U_NET,
     ),
     "hybrid": Recipe(

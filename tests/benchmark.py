@@ -10,9 +10,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from statistics import median
 from time import perf_counter
-from unittest.mock import patch
 
 import matplotlib.pyplot as plt
 import torch
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import main
 from comparison.laws import points
-from comparison.networks import PointNetwork, UNet
+from comparison.networks import PointNetwork, UNet, unit
 from comparison.objectives import simple, uniform_level
 from comparison.predictors import Exact
 from comparison.processes import linear
@@ -210,20 +210,21 @@ def unet_ratio():
 
 
 def unet_sampling_ratios():
-    """Return a call in bfloat16, and one in the plain memory format, over float32's."""
+    """Return calls, 100 pictures at a time and in the plain memory format, over others."""
     network, plain = UNet(), UNet().to(memory_format=torch.contiguous_format)
-    x, level = torch.randn(300, 1024), torch.tensor(0.5)
+    x, level = torch.randn(1000, 1024), torch.tensor(0.5)
 
     @torch.no_grad()
-    def call(network, bfloat16):
-        with patch.object(torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16):
-            network(x, level, level)
+    def call(network):
+        network(x, level, level)
 
-    def float32():
-        call(network, False)
+    @torch.no_grad()
+    def at_once():
+        network.at_once(*unit(x, level, level))
 
-    bfloat16 = in_turn(lambda: call(network, True), float32, 9)
-    return bfloat16, in_turn(lambda: call(plain, False), float32, 9)
+    return in_turn(partial(call, network), at_once, 5), in_turn(
+        partial(call, plain), partial(call, network), 5
+    )
 
 
 def points_ratios():
@@ -259,15 +260,15 @@ def points_ratios():
 def comparison():
     """Print what the comparison's pieces take, over what they are held against."""
     exact_call, training = points_ratios()
-    unet, (bfloat16, plain) = unet_ratio(), unet_sampling_ratios()
+    unet, (parts, plain) = unet_ratio(), unet_sampling_ratios()
     print(f"\nAn exact call of 2,000 points takes {exact_call:.2f} of its products and")
     print(
         f"softmax, a training step of the points {training:.2f} of its network's; one"
     )
+    print(f"of the U-Net {unet:.2f} of diffusers', a call 100 pictures at a time")
     print(
-        f"of the U-Net {unet:.2f} of diffusers', a call without gradients in bfloat16"
+        f"{parts:.2f} of all at once, in the plain memory format {plain:.2f} of that."
     )
-    print(f"{bfloat16:.2f} of one in float32, in the plain memory format {plain:.2f}.")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_notebook_runs_and_shows_what_is_committed(
     execute(notebook, tmp_path)
     kept = {path.name for path in (tmp_path / "docs").iterdir()}
     assert kept <= {path.name for path in (ROOT / "docs").iterdir()}
-    assert len(kept) == {"homer": 0, "comparison": 7}[name]
+    assert len(kept) == {"homer": 0, "comparison": 8}[name]
     *what, before, after = shown(notebook)
     *expected, expected_before, expected_after = shown(committed)
     assert what == expected

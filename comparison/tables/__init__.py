@@ -14,7 +14,7 @@ from comparison.laws import LAWS, Law, seeded
 from comparison.methods import Method
 from comparison.predictors import Predictor
 from comparison.processes import Process
-from comparison.rows import BOUNDS, cells, start, table
+from comparison.rows import BOUNDS, Networks, cells, start, table
 from comparison.samplers import last
 from comparison.training import fit, load
 
@@ -49,10 +49,10 @@ def law(name: str) -> Law:
 
 
 @cache
-def network(law_name: str, seed: int, name: str) -> nn.Module:
+def network(law_name: str, seed: int, name: str, steps: int | None = None) -> nn.Module:
     """Return the network of a recipe and a seed, from its file or trained once."""
-    those = law(law_name)
-    return load(name, those, seed=seed) or fit(name, those, seed=seed)
+    those, options = law(law_name), {"steps": steps, "seed": seed}
+    return load(name, those, **options) or fit(name, those, **options)
 
 
 def over_seeds(
@@ -60,14 +60,19 @@ def over_seeds(
     methods: Iterable[Method],
     seeds: int,
     bounds: Sequence[str] = BOUNDS,
-    trainings: bool = True,
+    networks: Networks | None = None,
+    samples: int | None = None,
 ) -> Rows:
-    """Yield the rows of bounds and methods over seeds of sampling, and of trainings."""
+    """Yield the rows of bounds and methods over seeds.
+
+    networks: None for those of a training by each seed. samples: of a row, None for the
+    law's.
+    """
     for some, those in (([], bounds), *(([method], ()) for method in methods)):
         runs = []
         for seed in range(seeds):
-            networks = partial(network, of.name, seed if trainings else 0)
-            runs.append(table(of, some, of.samples, seed, networks, those))
+            known = networks or partial(network, of.name, seed)
+            runs.append(table(of, some, samples or of.samples, seed, known, those))
         for same in zip(*runs):
             yield cells(same, of)
 

@@ -10,32 +10,51 @@ from comparison.processes import cosine, linear, respaced
 from comparison.rows import cells, columns, over, run, spread
 from comparison.samplers import ddim, ddpm
 from comparison.tables import Rows, law, network, over_seeds, tabled
+from comparison.training import RECIPES, fit
 
-FEW = 100
+# A row draws MANY, of which FITTED are held against their nearest poses; the survey FEW.
+MANY, FITTED, FEW = 2000, 300, 100
+LEARNED = [method for method in METHODS["pictures"] if "learned" in method.predictors]
+KNOWN = {(method.name, method.steps): method for method in LEARNED}
 
 
 @tabled(*columns(Pictures))
 def pictures(seeds: int) -> Rows:
     """The command's table."""
-    faces = law("pictures")
-    yield from over_seeds(faces, chosen(faces), seeds, trainings=False)
+    faces = law("pictures")._replace(fitted=FITTED)
+    known = partial(network, "pictures", 0)
+    yield from over_seeds(faces, chosen(faces), seeds, networks=known, samples=MANY)
+
+
+@tabled(*columns(Pictures), training=True)
+def second(seeds: int) -> Rows:
+    """The command's learned rows with a network as the committed, of another seed."""
+    faces = law("pictures")._replace(fitted=FITTED)
+    other = network("pictures", 1, "pictures", RECIPES["pictures"].committed)
+    methods = [method for method in chosen(faces) if "learned" in method.predictors]
+    yield from over_seeds(faces, methods, seeds, (), lambda _: other, MANY)
 
 
 @tabled("method", "network", "steps", *Pictures.measures, "seconds")
 def survey(seeds: int) -> Rows:
-    """The survey's tables 1 and 2, and what it could not compare, from 100 samples."""
-    faces, networks = law("pictures"), partial(network, "pictures", 0)
+    """The survey's tables 1 and 2, and what it could not compare, from 100 samples.
 
-    known = {(m.name, m.steps): m for m in METHODS["pictures"]}
+    All networks have the steps of the shorter training.
+    """
+    faces = law("pictures")
+
+    def networks(name):
+        return network("pictures", 0, name, RECIPES[name].steps)
+
     ways = []
     for schedule, process in (("linear", linear()), ("cosine", cosine())):
         for sampler, kept in product((ddpm, ddim), (1000, 50)):
             words = f"{sampler.__name__}-{schedule}", f"{kept}", respaced(process, kept)
             clip = {"clip": sampler is ddpm}
             ways.append(Method(*words, sampler, f"pictures-{schedule}", **clip))
-    ways += [known["ddpm-kept-alphas", "50"]]
-    ways += [known["ddim-cosine", "50"]._replace(own="pictures")]
-    ways += [known["langevin", "10 x 100"], known["ve-pc", "200"]]
+    ways += [KNOWN["ddpm-kept-alphas", "50"]]
+    ways += [KNOWN["ddim-cosine", "50"]._replace(own="pictures")]
+    ways += [KNOWN["langevin", "10 x 100"], KNOWN["ve-pc", "200"]]
     floor = (faces.measure(faces.draw(FEW, seed)) for seed in range(seeds))
     yield ["floor", "-", "-", *spread(floor, faces.measures.values()), "-"]
     for method in ways:
@@ -44,15 +63,34 @@ def survey(seeds: int) -> Rows:
         yield [name, method.own, steps, *measured]
 
 
-@tabled("samples", *(f"frechet, {count} components" for count in (16, 128, 1024)))
+@tabled("pictures", *(f"frechet, {count} components" for count in (16, 128, 1024)))
 def counts(seeds: int) -> Rows:
-    """Frechet's distance of n fresh pictures to their own law; ten draws for each n."""
+    """Frechet's distance to the law of fresh pictures and of a network's; ten draws each."""
     faces = law("pictures")
     features = [principal(faces.reference, count) for count in (16, 128, 1024)]
-    for n in (50, 100, 300, 1000, 2000):
-        drawn = [faces.draw(n, seed) for seed in range(10)]
+
+    def drawn(steps, seed):
+        method = KNOWN["ddim-cosine", steps]._replace(own="pictures")
+        networks = partial(network, "pictures", 0)
+        return run(method, faces, FEW, seed, networks).samples
+
+    draws = {
+        f"{n:,} fresh": partial(faces.draw, n) for n in (50, 100, 300, 1000, 2000)
+    } | {f"{FEW} by DDIM {steps}": partial(drawn, steps) for steps in ("50", "10")}
+    for name, draw in draws.items():
+        ten = [draw(seed) for seed in range(10)]
         distances = (
-            [frechet(x @ axes, faces.reference @ axes) for x in drawn]
+            [frechet(x @ axes, faces.reference @ axes) for x in ten]
             for axes in features
         )
-        yield [f"{n:,}", *(over(values, 2) for values in distances)]
+        yield [name, *(over(values, 2) for values in distances)]
+
+
+@tabled(*columns(Pictures), training=True)
+def copies(seeds: int) -> Rows:
+    """A control: the same network trained on 50 pictures, held against 50 others too."""
+    faces = law("pictures")
+    few = faces._replace(data=faces.data[:50], fresh=faces.fresh[:50])
+    copier = fit("pictures", few)
+    ways = [KNOWN["ddim-cosine", "50"]]
+    yield from over_seeds(few, ways, seeds, ("floor",), lambda _: copier, MANY)
