@@ -7,8 +7,8 @@ from comparison.laws import Pictures
 from comparison.measures import frechet, principal
 from comparison.methods import METHODS, Method, chosen
 from comparison.processes import cosine, linear, respaced
-from comparison.rows import cells, columns, over, run, spread
-from comparison.samplers import ddim, ddpm
+from comparison.rows import cells, columns, over, run, spread, states
+from comparison.samplers import ddim, ddpm, last
 from comparison.tables import Rows, law, network, over_seeds, tabled
 from comparison.training import RECIPES, fit
 
@@ -72,7 +72,8 @@ def counts(seeds: int) -> Rows:
     def drawn(steps, seed):
         method = KNOWN["ddim-cosine", steps]._replace(own="pictures")
         networks = partial(network, "pictures", 0)
-        return run(method, faces, FEW, seed, networks).samples
+        _, path = states(method, faces, FEW, seed, networks)
+        return last(path)
 
     draws = {
         f"{n:,} fresh": partial(faces.draw, n) for n in (50, 100, 300, 1000, 2000)
