@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     known = dict.fromkeys(m.name for methods in METHODS.values() for m in methods)
     rows = f"rows to make (default: all that are not slow), of {', '.join(known)}"
     flag("--methods", rows, nargs="+", metavar="NAME")
-    switch("--own", "give each method the network that its paper trains")
+    switch("--own", "give each method a network of its own, of points its paper's")
     flag("--image", "picture to learn (default: %(default)s)", type=Path, default=HOMER)
     switch("--fit", "find the drawing: turn light on dark round, stretch greys, crop")
     default = f"{Points.samples} points, {Pictures.samples} pictures"

@@ -483,6 +483,10 @@ def test_tables_can_be_made(name, tmp_path, small, monkeypatch, capsys):
     assert len(lines) >= 3 and counts == {len(asked.columns) - 1}
     assert bool([*tmp_path.iterdir()]) == name.startswith("weights")
     assert not asked.training or "| exact |" not in "".join(lines)
+    if name == "survey":  # with 1000 steps DDPM alone is clipped
+        whole = [line for line in lines if "| 1000 |" in line]
+        assert len(whole) == 4
+        assert all(("ddpm" in line) == ("clipped" in line) for line in whole)
 
 
 def test_tables_say_which_is_which(small, monkeypatch):
