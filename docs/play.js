@@ -475,7 +475,7 @@ function sketched() {
   const places = kept.map((k) => found[Math.round(k)])
     .flatMap((k) => [(k % GRID) / 25 - 3, 4 - Math.floor(k / GRID) / 25]);
   own = kept.length > 1 ? Float64Array.from(places) : null;
-  change();
+  build();
   go(false, 0);
 }
 

@@ -16,6 +16,8 @@ from comparison.training import RECIPES, fit
 MANY, FITTED, FEW = 2000, 300, 100
 LEARNED = [method for method in METHODS["pictures"] if "learned" in method.predictors]
 KNOWN = {(method.name, method.steps): method for method in LEARNED}
+# DDIM by its steps, with the network of the command.
+DDIM = {k: KNOWN["ddim-cosine", k]._replace(own="pictures") for k in ("50", "10")}
 
 
 @tabled(*columns(Pictures))
@@ -53,8 +55,7 @@ def survey(seeds: int) -> Rows:
                 continue  # what clipping does, 50 steps tell
             words = f"{sampler.__name__}-{schedule}", f"{kept}", respaced(process, kept)
             ways.append(Method(*words, sampler, f"pictures-{schedule}", clip=clip))
-    ways += [KNOWN["ddpm-kept-alphas", "50"]]
-    ways += [KNOWN["ddim-cosine", "50"]._replace(own="pictures")]
+    ways += [KNOWN["ddpm-kept-alphas", "50"], DDIM["50"]]
     ways += [KNOWN["langevin", "10 x 100"], KNOWN["ve-pc", "200"]]
     floor = (faces.measure(faces.draw(FEW, seed)) for seed in range(seeds))
     yield ["floor", "-", "-", *spread(floor, faces.measures.values()), "-"]
@@ -71,14 +72,13 @@ def counts(seeds: int) -> Rows:
     features = [principal(faces.reference, count) for count in (16, 128, 1024)]
 
     def drawn(steps, seed):
-        method = KNOWN["ddim-cosine", steps]._replace(own="pictures")
         networks = partial(network, "pictures", 0)
-        _, path = states(method, faces, FEW, seed, networks)
+        _, path = states(DDIM[steps], faces, FEW, seed, networks)
         return last(path)
 
     draws = {
         f"{n:,} fresh": partial(faces.draw, n) for n in (50, 100, 300, 1000, 2000)
-    } | {f"{FEW} by DDIM {steps}": partial(drawn, steps) for steps in ("50", "10")}
+    } | {f"{FEW} by DDIM {steps}": partial(drawn, steps) for steps in DDIM}
     for name, draw in draws.items():
         ten = [draw(seed) for seed in range(10)]
         distances = (
@@ -94,5 +94,4 @@ def copies(seeds: int) -> Rows:
     faces = law("pictures")
     few = faces._replace(data=faces.data[:50], fresh=faces.fresh[:50])
     copier = fit("pictures", few)
-    ways = [KNOWN["ddim-cosine", "50"]]
-    yield from over_seeds(few, ways, seeds, ("floor",), lambda _: copier, MANY)
+    yield from over_seeds(few, [DDIM["50"]], seeds, ("floor",), lambda _: copier, MANY)
