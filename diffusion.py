@@ -1,95 +1,48 @@
 """The mathematics of a denoising diffusion probabilistic model (DDPM).
 
-The paper counts time t = 1..T; the code's index is one less, 0..T-1, so index 0 is the
-state diffused for one step. With beta_t the variance that step t adds,
-
     alpha_t = 1 - beta_t,    abar_t = alpha_1 ... alpha_t,    abar_0 = 1,
+    q(x_t | x_{t-1}) = N(sqrt(alpha_t) x_{t-1}, beta_t I)
 
-and the forward process is q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I).
+Formulas count t = 1..T, indices 0..T-1: alpha_bars[t] is abar_{t+1}. A state has shape
+(D,), or (B, D) in a batch; `t` is an index, or a tensor with one for each row; `alphas`
+and `alpha_bars` are (T,). A `denoise_model` is anything called (x_t, t) that returns
+the mean of x_{t-1}. `device` and `data_size` are there for the published calls only.
 
-Conventions of every function here:
-
-* a state is a floating tensor of shape (D,), or (B, D) for a batch of B states; states
-  given together have one shape, dtype and device, as results have but where it is said;
-* the argument `t` is the index, as published, so that alpha_bars[t] is abar of the paper's
-  t + 1: an int, or a tensor on the CPU with one index for each row of a batch;
-* `alphas` and `alpha_bars` have shape (T,), on the CPU or where the states are. Coefficients
-  are formed in their precision;
-* `generator` drives the randomness; None means PyTorch's global state;
-* `device` and `data_size`, of the published calls, follow from the state: they may be left
-  out, and must be right if given;
-* an index outside 0..T-1 raises IndexError (negative ones too: nothing wraps); states that
-  differ, and alpha_bars that are not the products of alphas, raise ValueError.
-
-Sources: M. Scardala, "Un esempio di applicazione dei DDPM", Laboratorio Computazionale
-(2024), whose equation numbers are quoted, after T. Lira's "A toy diffusion model you can run
-on your laptop" (2022), from which most names come; and J. Ho, A. Jain, P. Abbeel, "Denoising
-diffusion probabilistic models" (2020), arXiv:2006.11239.
+Equations are numbered as in M. Scardala, "Un esempio di applicazione dei DDPM" (2024),
+after T. Lira, "A toy diffusion model you can run on your laptop" (2022). Ho et al. is
+"Denoising diffusion probabilistic models" (2020), arXiv:2006.11239.
 """
 
 from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 Index = int | Tensor
-# Called (x_t, t), a network returns x_0, or the noise in x_t, or the mean of x_{t-1}: in
-# x_t's shape, or (D,) for every row alike. One that returns the mean is a denoiser.
-Network = Callable[[Tensor, Index], Tensor]
-
-
-# The schedule
+Model = Callable[[Tensor, Index], Tensor]
+Variance = Literal["beta", "posterior"]
+Device = torch.device | str
+Value = Tensor | float
 
 
 def noise_schedule(
     num_timesteps: int = 30, beta_start: float = 4e-4, beta_end: float = 0.02
 ) -> tuple[Tensor, Tensor]:
-    """Return (alphas, alpha_bars) of the "scaled linear" schedule, float64, (T,) each.
-
-    sqrt(beta_t) grows linearly from sqrt(beta_start) to sqrt(beta_end). The defaults are
-    published; they end at abar_T = 0.79, long before pure noise. Raises ValueError.
-    """
+    """Return (alphas, alpha_bars), float64; sqrt(beta_t) is linear in t (published)."""
     if not (num_timesteps >= 1 and 0 < beta_start <= beta_end < 1):
-        needs = "num_timesteps >= 1 and 0 < beta_start <= beta_end < 1"
-        got = f"{num_timesteps}, {beta_start} and {beta_end}"
-        raise ValueError(f"a schedule needs {needs}, got {got}")
-    like = {"dtype": torch.float64, "device": "cpu"}
-    roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, **like)
-    alphas = 1 - roots.square()
+        raise ValueError("a schedule needs T >= 1 and 0 < beta_start <= beta_end < 1")
+    ends = beta_start**0.5, beta_end**0.5
+    alphas = 1 - torch.linspace(*ends, num_timesteps, dtype=torch.float64).square()
     return alphas, alphas.cumprod(dim=0)
 
 
-def _betas(alphas: Tensor, alpha_bars: Tensor) -> Tensor:
-    """Return beta_t for t = 1..T, if alpha_bars are alphas' products to 1 in 1,000."""
-    off = (alphas.cumprod(dim=0) - alpha_bars).abs()
-    if not (off <= 1e-3 * alpha_bars).all():
-        raise ValueError("alpha_bars must be the cumulative products of alphas")
-    return 1 - alphas
-
-
-def _at(table: Tensor, t: Index, x: Tensor, *others: Tensor) -> Tensor:
-    """Return table[t], (T,), as what multiplies the states: () for one index, else (B, 1).
-
-    The one door of indices and states. Of a network's table, (T, D), it returns rows.
-    """
-    index = t if isinstance(t, Tensor) else torch.as_tensor(t, device="cpu")
-    kinds = {(state.shape, state.dtype, state.device) for state in (x, *others)}
-    if len(kinds) > 1:
-        raise ValueError(f"states must have one shape, dtype and device, got {kinds}")
-    # What is copied from a GPU without waiting would be read before it is there.
-    if not (index.is_cpu and (table.is_cpu or table.device == x.device)):
-        got = f"got t on {index.device}, a table on {table.device}"
-        raise ValueError(f"t must be on the CPU, tables there or by the states, {got}")
-    if index.ndim and index.shape != x.shape[:-1]:
-        raise ValueError(f"t must be one index, or one per row of {x.shape}, got {t}")
-    inside = index.clamp(0, len(table) - 1)
-    if index.is_floating_point() or not torch.equal(index, inside):
-        raise IndexError(f"t must be an integer of 0..{len(table) - 1}, got {t}")
-    # Blocking copies would make the CPU wait for the GPU at every coefficient.
-    rows = index.long().to(table.device, non_blocking=True) if index.ndim else int(t)
-    row = table[rows].to(x.device, x.dtype, non_blocking=True)
-    return row[:, None] if index.ndim and table.ndim == 1 else row
+def at(table: Tensor, t: Index, x: Tensor) -> Tensor:
+    """Return table[t] in a shape that broadcasts with x: (), (B, 1), (D,) or (B, D)."""
+    if (torch.as_tensor(t) < 0).any():  # which wraps to the end in the publication
+        raise IndexError(f"t must be from 0 to {len(table) - 1}, got {t}")
+    entry = table[t].to(x, non_blocking=table.is_cpu)
+    return entry[:, None] if entry.ndim == table.ndim == 1 else entry
 
 
 # The forward process and its posterior
@@ -99,43 +52,35 @@ def q_sample(
     x_start: Tensor,
     t: Index,
     alpha_bars: Tensor,
-    device: torch.device | str | None = None,
+    device: Device | None = None,
     *,
-    generator: torch.Generator | None = None,
+    generator: Generator | None = None,
 ) -> Tensor:
     """Draw x_t from q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I), eq. (2)."""
-    signal = _at(alpha_bars.sqrt(), t, x_start)
-    sigma = _at((1 - alpha_bars).sqrt(), t, x_start)
-    noise = torch.randn_like(x_start, device=device, generator=generator)
-    return signal * x_start + sigma * noise
+    mean = at(alpha_bars.sqrt(), t, x_start) * x_start
+    sigma = at((1 - alpha_bars).sqrt(), t, x_start)
+    return mean + sigma * torch.randn_like(mean, generator=generator)
 
 
 def forward(x_start: Tensor, alphas: Tensor, *, seed: int = 4) -> Tensor:
-    """Run the forward process; return all its states, x_0 first: (T + 1, D).
-
-    It is one path: each x_t is drawn from q(x_t | x_{t-1}) = N(sqrt(alpha_t) x_{t-1},
-    beta_t I), which is `q_sample` with alpha_t in the place of abar_t. x_start: (D,).
-    """
-    generator = torch.Generator(x_start.device).manual_seed(seed)
+    """Draw a path of the forward process step by step; return (T + 1, D), x_0 first."""
+    generator = Generator(x_start.device).manual_seed(seed)
     path = [x_start]
-    for t in range(len(alphas)):
+    for t in range(len(alphas)):  # one step is q_sample with alpha_t in place of abar_t
         path.append(q_sample(path[-1], t, alphas, generator=generator))
     return torch.stack(path)
 
 
-def posterior_tables(
-    alphas: Tensor, alpha_bars: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return A_t, B_t and beta~_t of the posterior for t = 1..T, (T,) each.
+def posterior_tables(alphas: Tensor, alpha_bars: Tensor) -> tuple[Tensor, ...]:
+    """Return A_t, B_t and beta~_t of q(x_{t-1} | x_t, x_0) for t = 1..T, (T,) each.
 
         A_t     = sqrt(abar_{t-1}) beta_t / (1 - abar_t)
         B_t     = sqrt(alpha_t) (1 - abar_{t-1}) / (1 - abar_t)
         beta~_t = (1 - abar_{t-1}) / (1 - abar_t) beta_t
 
-    At t = 1 they are 1, 0 and 0. The publication misprints (4); these forms follow from
-    Bayes' rule (Ho et al., eqs. 6 and 7).
+    At t = 1 they are 1, 0, 0. Eq. (4) is misprinted; these are Ho et al.'s (6) and (7).
     """
-    betas = _betas(alphas, alpha_bars)
+    betas = 1 - alphas
     alpha_bars_prev = torch.cat([alpha_bars.new_ones(1), alpha_bars[:-1]])
     start_weights = alpha_bars_prev.sqrt() * betas / (1 - alpha_bars)
     x_t_weights = alphas.sqrt() * (1 - alpha_bars_prev) / (1 - alpha_bars)
@@ -146,15 +91,10 @@ def posterior_tables(
 def posterior_mean_variance(
     x_start: Tensor, x_t: Tensor, t: Index, alphas: Tensor, alpha_bars: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of q(x_{t-1} | x_t, x_0) = N(mu~_t, beta~_t I), (3, 4).
-
-    mu~_t = A_t x_0 + B_t x_t, of `posterior_tables`. At index 0 it is a point: mean x_0,
-    variance 0. The variance is (), or (B, 1) for one index per row.
-    """
-    start_weights, x_t_weights, variances = posterior_tables(alphas, alpha_bars)
-    start_weight = _at(start_weights, t, x_start, x_t)
-    x_t_weight = _at(x_t_weights, t, x_t)
-    return start_weight * x_start + x_t_weight * x_t, _at(variances, t, x_t)
+    """Return mu~_t = A_t x_0 + B_t x_t and beta~_t, () or (B, 1), of eqs. (3, 4)."""
+    tables = posterior_tables(alphas, alpha_bars)
+    start_weight, x_t_weight, variance = (at(table, t, x_t) for table in tables)
+    return start_weight * x_start + x_t_weight * x_t, variance
 
 
 def posterior_q(
@@ -163,32 +103,25 @@ def posterior_q(
     t: Index,
     alphas: Tensor,
     alpha_bars: Tensor,
-    device: torch.device | str | None = None,
+    device: Device | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return mean and covariance matrix beta~_t I of q(x_{t-1} | x_t, x_0), (3, 4).
-
-    As published, for looking at: the covariance is dense, (D, D), or (B, D, D).
-    """
+    """Return the mean and the dense covariance, (D, D) or (B, D, D), as published."""
     mean, variance = posterior_mean_variance(x_start, x_t, t, alphas, alpha_bars)
-    identity = torch.eye(x_t.shape[-1], dtype=x_t.dtype, device=device or x_t.device)
-    return mean, variance[..., None] * identity
+    return mean, variance[..., None] * torch.eye(x_t.shape[-1]).to(x_t)
 
 
-# The network and what it is asked for
+# The network and its three possible outputs
 
 
 def position_encoding_init(n_position: int, d_pos_vec: int) -> Tensor:
-    """Return the sinusoidal position table, float32, (n_position, d_pos_vec).
+    """Return the published table, (n_position, d_pos_vec); row 0 is zero.
 
-    Row 0 is zero. In row p, column i holds the angle p / 10000^(2 i / d_pos_vec): its
-    sine where i is even, its cosine where i is odd. (As published; the usual table has
-    2 floor(i / 2) for 2 i. Here most columns hardly depend on p.)
+    Column i of row p is the sine (i even) or cosine (i odd) of p / 10000^(2 i / d).
+    With 2 i for the usual 2 floor(i / 2), most columns hardly depend on p.
     """
-    like = {"dtype": torch.float64, "device": "cpu"}
-    position, column = (torch.arange(n, **like) for n in (n_position, d_pos_vec))
-    table = position[:, None] / 10000 ** (2 * column / d_pos_vec)
-    table[:, 0::2] = table[:, 0::2].sin()
-    table[:, 1::2] = table[:, 1::2].cos()
+    p, i = (torch.arange(n, dtype=torch.float64) for n in (n_position, d_pos_vec))
+    angle = p[:, None] / 10000 ** (2 * i / d_pos_vec)
+    table = torch.where(i % 2 == 0, angle.sin(), angle.cos())
     table[0] = 0
     return table.float()
 
@@ -196,227 +129,161 @@ def position_encoding_init(n_position: int, d_pos_vec: int) -> Tensor:
 class Denoising(nn.Module):
     """The published network: Linear - ReLU - Linear - ReLU - Linear on x_t + emb[t].
 
-    Trained directly, its output is the mean of x_{t-1}; inside `PredictStart` or
-    `PredictNoise` it is x_0 or the noise. emb[i] is row i + 1 of the position table, the
-    paper's t. (The publication takes row i; but row 0 is all zeros, and where index 0 is
-    trained with it, the chain ends far from the face.) Another emb, (T, D), may be assigned.
-
-    x_dim: D. hidden_dim: width of the hidden layers, D (published) if None. Made in float32
-    on the CPU.
+    emb, (T, D), is rows 1..T of the position table. The publication has rows 0..T-1;
+    but if the last step is trained with the zero row, the chain ends far from x_0.
     """
-
-    emb: Tensor
 
     def __init__(
         self, x_dim: int, num_diffusion_timesteps: int, hidden_dim: int | None = None
     ) -> None:
         super().__init__()
-        hidden_dim = x_dim if hidden_dim is None else hidden_dim
-        table = position_encoding_init(num_diffusion_timesteps + 1, x_dim)
-        self.register_buffer("emb", table[1:].clone())
-        like = {"dtype": torch.float32, "device": "cpu"}
-        self.linear1 = nn.Linear(x_dim, hidden_dim, **like)
-        self.linear2 = nn.Linear(hidden_dim, hidden_dim, **like)
-        self.linear3 = nn.Linear(hidden_dim, x_dim, **like)
+        hidden_dim = hidden_dim or x_dim
+        # Not a buffer: like the other tables it is looked up where the indices are.
+        self.emb = position_encoding_init(num_diffusion_timesteps + 1, x_dim)[1:]
+        self.linear1 = nn.Linear(x_dim, hidden_dim)
+        self.linear2 = nn.Linear(hidden_dim, hidden_dim)
+        self.linear3 = nn.Linear(hidden_dim, x_dim)
         self.relu = nn.ReLU()
 
     def forward(self, x_t: Tensor, t: Index) -> Tensor:
-        hidden = self.relu(self.linear1(x_t + _at(self.emb, t, x_t)))
-        hidden = self.relu(self.linear2(hidden))
-        return self.linear3(hidden)
-
-
-def prediction(network: Network, x_t: Tensor, t: Index) -> Tensor:
-    """Return what a network gives for x_t and t, in x_t's shape.
-
-    Raises ValueError unless that is x_t's shape or (D,), of x_t's dtype and device.
-    """
-    output = network(x_t, t)
-    kinds = [(shape, x_t.dtype, x_t.device) for shape in (x_t.shape, x_t.shape[-1:])]
-    kind = output.shape, output.dtype, output.device
-    if kind not in kinds:
-        raise ValueError(f"a network must return one of {kinds}, got {kind}")
-    return output.expand_as(x_t)
+        hidden = self.relu(self.linear1(x_t + at(self.emb, t, x_t)))  # (B, hidden_dim)
+        return self.linear3(self.relu(self.linear2(hidden)))
 
 
 class PredictStart(nn.Module):
-    """A denoiser made of a network that predicts x_0: its mean is mu~_t(x_t, x_0), (4).
+    """Makes a network that predicts x_0 a denoise_model: its mean is mu~_t, (4)."""
 
-    A network that is a function returning the true x_0 makes this the exact posterior.
-    """
-
-    def __init__(self, network: Network, alphas: Tensor, alpha_bars: Tensor) -> None:
+    def __init__(self, network: Model, alphas: Tensor, alpha_bars: Tensor) -> None:
         super().__init__()
-        self.network = network
-        # Not buffers: those would follow the network to the GPU and to its dtype.
-        self.alphas, self.alpha_bars = alphas, alpha_bars
+        self.network, self.schedule = network, (alphas, alpha_bars)
 
     def forward(self, x_t: Tensor, t: Index) -> Tensor:
-        x_start = prediction(self.network, x_t, t)
-        mean, _ = posterior_mean_variance(x_start, x_t, t, self.alphas, self.alpha_bars)
-        return mean
+        x_start = self.network(x_t, t)
+        return posterior_mean_variance(x_start, x_t, t, *self.schedule)[0]
 
 
 class PredictNoise(nn.Module):
-    """A denoiser made of a network that predicts eps, the noise in x_t. Its mean is
+    """Makes a network that predicts eps, the noise in x_t, a denoise_model: its mean is
 
-        mu~_t = (x_t - beta_t / sqrt(1 - abar_t) eps) / sqrt(alpha_t),
-
-    which is (4) for x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (Ho et al., eq. 11).
+    mu~_t = (x_t - beta_t / sqrt(1 - abar_t) eps) / sqrt(alpha_t)    (Ho et al., eq. 11)
     """
 
-    def __init__(self, network: Network, alphas: Tensor, alpha_bars: Tensor) -> None:
+    def __init__(self, network: Model, alphas: Tensor, alpha_bars: Tensor) -> None:
         super().__init__()
-        self.network = network
-        self.alphas, self.alpha_bars = alphas, alpha_bars
+        self.network, self.schedule = network, (alphas, alpha_bars)
 
     def forward(self, x_t: Tensor, t: Index) -> Tensor:
-        betas = _betas(self.alphas, self.alpha_bars)
-        noise_weight = _at(betas / (1 - self.alpha_bars).sqrt(), t, x_t)
-        noise = prediction(self.network, x_t, t)
-        return (x_t - noise_weight * noise) / _at(self.alphas.sqrt(), t, x_t)
+        alphas, alpha_bars = self.schedule
+        noise_weight = at((1 - alphas) / (1 - alpha_bars).sqrt(), t, x_t)
+        return (x_t - noise_weight * self.network(x_t, t)) / at(alphas.sqrt(), t, x_t)
 
 
-# The way back
+# The reverse process
+
+
+def reverse_variances(variance: Variance, alphas: Tensor) -> Tensor:
+    """Return sigma_t^2, (T,): beta_t (published) or beta~_t; 0 for the last step."""
+    if variance == "posterior":
+        return posterior_tables(alphas, alphas.cumprod(dim=0))[2]
+    if variance != "beta":
+        raise ValueError(f"variance must be 'beta' or 'posterior', got {variance!r}")
+    return torch.cat([alphas.new_zeros(1), 1 - alphas[1:]])
 
 
 @torch.no_grad()
 def denoise_with_mu(
-    denoise_model: Network,
+    denoise_model: Model,
     x_t: Tensor,
     t: Index,
     alphas: Tensor,
     data_size: int | None = None,
-    device: torch.device | str | None = None,
+    device: Device | None = None,
     *,
-    variance: Literal["beta", "posterior"] | Tensor = "beta",
-    generator: torch.Generator | None = None,
+    variance: Variance | Tensor = "beta",
+    generator: Generator | None = None,
 ) -> Tensor:
-    """Draw x_{t-1} from the reverse step N(mu_theta(x_t, t), sigma_t^2 I).
+    """Draw x_{t-1} from N(mu_theta(x_t, t), sigma_t^2 I), and without noise at index 0.
 
-    sigma_t^2 is beta_t ("beta", published), beta~_t of (4) ("posterior": the exact one
-    where, as here, there is a single datum), or a tensor of x_t's dtype and device that
-    broadcasts to x_t. The last step, index 0, adds no noise and returns the mean.
+    variance: a name for `reverse_variances`, or sigma_t^2 itself, () to (B, D).
     """
-    if data_size not in (None, x_t.shape[-1]):
-        raise ValueError(f"data_size must be {x_t.shape[-1]}, got {data_size}")
     if isinstance(variance, str):
-        variances = _reverse_variances(variance, alphas, alphas.cumprod(dim=0))
-        sigma = _at(variances.sqrt(), t, x_t)
+        sigma = at(reverse_variances(variance, alphas).sqrt(), t, x_t)
     else:
-        sigma = variance.sqrt().expand_as(x_t)
-    not_last = _at(torch.arange(len(alphas), device="cpu") > 0, t, x_t)
-    mean = prediction(denoise_model, x_t, t)
-    noise = torch.randn_like(x_t, device=device, generator=generator)
-    return mean + not_last * sigma * noise
-
-
-def _reverse_variances(variance: str, alphas: Tensor, alpha_bars: Tensor) -> Tensor:
-    """Return sigma_t^2 for t = 1..T: beta_t ("beta") or beta~_t of (4) ("posterior")."""
-    if variance not in ("beta", "posterior"):
-        raise ValueError(f"variance must be 'beta' or 'posterior', got {variance!r}")
-    return 1 - alphas if variance == "beta" else posterior_tables(alphas, alpha_bars)[2]
+        sigma = variance.sqrt() * (at(torch.arange(len(alphas)), t, x_t) > 0)
+    mean = denoise_model(x_t, t)
+    return mean + sigma * torch.randn_like(x_t, generator=generator)
 
 
 def sample(
-    denoiser: Network,
+    denoise_model: Model,
     alphas: Tensor,
     data_size: int,
     *,
     x_T: Tensor | None = None,
-    variance: Literal["beta", "posterior"] = "beta",
+    variance: Variance = "beta",
     first_index: int = 0,
     seed: int = 2,
-    device: torch.device | str = "cpu",
+    device: Device = "cpu",
 ) -> Tensor:
-    """Run the reverse chain from pure noise; return all its states, x_T first.
+    """Run the reverse process from x_T, or from N(0, I); return its states, (T + 1, D).
 
-    One `denoise_with_mu` step for each index T-1..first_index. With first_index 0 the
-    last row is x_0, and the shape (T + 1, data_size); with 1 (published) it is x_1.
-
-    x_T: the starting state, (data_size,); None draws it from N(0, I), float32, on `device`.
+    first_index: of the last step; with 1, as published, the last state is x_1.
     """
-    device = device if x_T is None else x_T.device
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = Generator(device if x_T is None else x_T.device).manual_seed(seed)
     if x_T is None:
-        like = {"dtype": torch.float32, "device": device}
-        x_T = torch.randn(data_size, generator=generator, **like)
+        x_T = torch.randn(data_size, generator=generator, device=device)
     chain = [x_T]
     for t in reversed(range(first_index, len(alphas))):
-        x_t = chain[-1]
-        x_t_before = denoise_with_mu(
-            denoiser, x_t, t, alphas, data_size, variance=variance, generator=generator
+        x_t = denoise_with_mu(
+            denoise_model, chain[-1], t, alphas, variance=variance, generator=generator
         )
-        chain.append(x_t_before)
+        chain.append(x_t)
     return torch.stack(chain)
 
 
-# The bound: -log p(x_0) <= D (prior_kl + sum of variance_kl + sum of mean_kl)
-# - E log p(x_0 | x_1), whose last term has no finite value, since sigma_1 = 0
+def gaussian_kl(m1: Value, v1: Value, m2: Value, v2: Value) -> Tensor:
+    """Return KL(N(m1, v1) || N(m2, v2)) in nats, elementwise, in float64.
 
-
-def gaussian_kl(
-    mean1: Tensor, variance1: Tensor | float, mean2: Tensor, variance2: Tensor | float
-) -> Tensor:
-    """Return KL(N(mean1, S1) || N(mean2, S2)) in nats, eq. (5), for diagonal S1 and S2.
-
-        1/2 [ log(det S2 / det S1) - d + tr(S2^-1 S1)
-              + (mean2 - mean1)^T S2^-1 (mean2 - mean1) ]
-
-    Means: (d,) or (B, d). variance1, variance2: the diagonals, above 0, as a number, (),
-    (B, 1) or of the means' shape. Returns () or (B,), in float64, since it is made of
-    small differences of large numbers.
+    1/2 [log(v2 / v1) - 1 + v1 / v2 + (m2 - m1)^2 / v2]: (5) for one coordinate
     """
-    like = {"dtype": torch.float64, "device": mean1.device}
-    v1, v2 = (torch.as_tensor(v, **like) for v in (variance1, variance2))
-    ratio, distance = v1 / v2, (mean2.double() - mean1.double()).square() / v2
-    return (ratio - 1 - ratio.log() + distance).sum(dim=-1) / 2
+    m1, v1, m2, v2 = (torch.as_tensor(x, dtype=torch.float64) for x in (m1, v1, m2, v2))
+    ratio = v1 / v2
+    return (ratio - 1 - ratio.log() + (m2 - m1).square() / v2) / 2
 
 
 def prior_kl(x_start: Tensor, alpha_bars: Tensor) -> float:
-    """Return KL(q(x_T | x_0) || N(0, I)) in nats per dimension.
-
-    The first term of the bound: what the chain loses by starting from pure noise.
-    x_start: (D,), or (B, D) for the mean over B data.
-    """
+    """Return the bound's first term, KL(q(x_T | x_0) || N(0, I)) / D, in nats."""
     mean = alpha_bars[-1].sqrt() * x_start.double()
-    kl = gaussian_kl(mean, 1 - alpha_bars[-1], torch.zeros_like(mean), 1.0)
-    return kl.mean().item() / x_start.shape[-1]
+    return gaussian_kl(mean, 1 - alpha_bars[-1], 0, 1).mean().item()
 
 
 @torch.no_grad()
 def vb_terms(
-    denoiser: Network,
+    denoise_model: Model,
     x_start: Tensor,
     alphas: Tensor,
     alpha_bars: Tensor,
     *,
-    variance: Literal["beta", "posterior"] = "beta",
+    variance: Variance = "beta",
     states_per_step: int = 8,
     seed: int = 3,
 ) -> tuple[Tensor, Tensor]:
-    """Return (variance_kl, mean_kl) for t = 2..T: float64, (T - 1,), nats per dimension.
+    """Return two parts of the bound's terms t = 2..T, (T - 1,), in nats per dimension:
 
-    They add up to the terms of the variational bound between its ends,
+        variance_kl = 1/2 [log(sigma_t^2 / beta~_t) - 1 + beta~_t / sigma_t^2]
+        mean_kl     = E norm(mu~_t - mu_theta(x_t, t))^2 / (2 sigma_t^2 D)
 
-        KL(N(mu~_t, beta~_t I) || N(mu_theta, sigma_t^2 I)) = variance_kl + mean_kl,
-        variance_kl = 1/2 [log(sigma_t^2 / beta~_t) - 1 + beta~_t / sigma_t^2],
-        mean_kl     = E norm(mu~_t - mu_theta(x_t, t))^2 / (2 sigma_t^2 D),
-
-    the exact step back (4) against the model's, along the forward process: E is the mean
-    over `states_per_step` draws of x_t from q(x_t | x_0). x_start: (D,).
+    E is the mean over `states_per_step` draws of x_t given x_start, (D,). The term
+    t = 1 is not finite, since the last step adds no noise.
     """
-    exact = _reverse_variances("posterior", alphas, alpha_bars)
-    model = _reverse_variances(variance, alphas, alpha_bars)
-    zeros = exact.new_zeros(len(alphas) - 1, 1)
-    variance_kl = gaussian_kl(zeros, exact[1:, None], zeros, model[1:, None])
-
-    generator = torch.Generator(x_start.device).manual_seed(seed)
-    x_start = x_start.expand(states_per_step, -1)
+    exact, model = (reverse_variances(v, alphas) for v in ("posterior", variance))
+    variance_kl = gaussian_kl(0, exact[1:], 0, model[1:])
+    generator = Generator(x_start.device).manual_seed(seed)
+    x_start = x_start.expand(states_per_step, -1)  # (B, D)
     mean_kl = torch.zeros_like(variance_kl)
     for t in range(1, len(alphas)):
         x_t = q_sample(x_start, t, alpha_bars, generator=generator)
         mean, _ = posterior_mean_variance(x_start, x_t, t, alphas, alpha_bars)
-        kl = gaussian_kl(mean, model[t], prediction(denoiser, x_t, t), model[t])
-        mean_kl[t - 1] = kl.mean() / x_start.shape[-1]
+        kl = gaussian_kl(mean, model[t], denoise_model(x_t, t), model[t])
+        mean_kl[t - 1] = kl.mean()
     return variance_kl, mean_kl

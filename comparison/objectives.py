@@ -130,7 +130,8 @@ def hybrid(process: Process, weight: float = 1e-3) -> Objective:
         mean_theta = stopped(x_t, t)
         mean, small = posterior_mean_variance(x_start, x_t, t, alphas, alpha_bars)
         first = (t == 0).to(x_start.device)
-        kl = gaussian_kl(mean, small.where(~first[:, None], 1.0), mean_theta, variance)
+        small = small.where(~first[:, None], 1.0)
+        kl = gaussian_kl(mean, small, mean_theta, variance).sum(dim=1)
         likelihood = Normal(mean_theta, variance.sqrt(), validate_args=False)
         nll = -likelihood.log_prob(x_start).sum(dim=1)
         term = torch.where(first, nll.double(), kl).mean() / x_start.shape[1]

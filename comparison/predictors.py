@@ -240,6 +240,6 @@ def bound_terms(
             sigma2 = variance(x_t, t)
         else:
             sigma2 = {"beta": 1 - alphas[t], "posterior": small}[variance]
-        kl = gaussian_kl(mean, small, mean_of(x_t, t), sigma2)
+        kl = gaussian_kl(mean, small, mean_of(x_t, t), sigma2).sum(dim=1)
         terms[t - 1] = kl.mean() / data.shape[1]
     return terms

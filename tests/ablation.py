@@ -11,14 +11,16 @@ from tqdm import tqdm
 
 from diffusion import (
     PredictNoise,
+    PredictStart,
+    at,
     noise_schedule,
     posterior_tables,
     q_sample,
     sample,
     vb_terms,
 )
-from main import build_denoiser, train
-from tests.common import HOMER, exact_denoiser, seeded_by
+from main import build_model, train
+from tests.common import HOMER, seeded_by
 from utils import image_to_vector
 
 PUBLISHED = {"beta_end": 0.02, "hidden": None, "batch": 1, "variance": "beta"}
@@ -71,16 +73,15 @@ def noise_weights(alphas, alpha_bars):
 
 
 class Reweighted(nn.Module):
-    """Errs by its denoiser's error over a scale for each t: `train` minimises its square."""
+    """Errs by a model's error over a scale for each t: `train` minimises its square."""
 
-    def __init__(self, denoiser, x_start, schedule, scales):
+    def __init__(self, model, exact, scales):
         super().__init__()
-        self.denoiser, self.scales = denoiser, scales.float()
-        self.exact = exact_denoiser(x_start, schedule)
+        self.model, self.exact, self.scales = model, exact, scales
 
     def forward(self, x_t, t):
         exact = self.exact(x_t, t)
-        return exact + (self.denoiser(x_t, t) - exact) / self.scales[t][:, None]
+        return exact + (self.model(x_t, t) - exact) / at(self.scales, t, x_t)
 
 
 class WithPath(nn.Module):
@@ -95,9 +96,9 @@ class WithPath(nn.Module):
 
 
 def without_network(predict, x_start, schedule):
-    """Return a denoiser that knows x_0: the exact one, or what a network is held against."""
+    """Return a model that knows x_0: the exact one, or what a network is held against."""
     if predict == "exact":
-        return exact_denoiser(x_start, schedule)
+        return PredictStart(lambda x_t, t: x_start, *schedule)
     if predict == "nothing":
         return PredictNoise(lambda x_t, t: torch.zeros_like(x_t), *schedule)
     # The best constants: of the mean of x_{t-1} given nothing, or x_t, and of the noise.
@@ -111,8 +112,8 @@ def without_network(predict, x_start, schedule):
 
 
 def trained(x_start, predict, otherwise, settings, schedule, seed):
-    """Return the denoiser of one run, trained."""
-    denoiser = build_denoiser(
+    """Return the model of one run, trained."""
+    model = build_model(
         predict,
         len(x_start),
         *schedule,
@@ -121,16 +122,16 @@ def trained(x_start, predict, otherwise, settings, schedule, seed):
         seed=seed,
     )
     if "cosines" in otherwise:  # cos(0) = 1, as in every row but this
-        denoiser.emb[0, 1::2] = 1
+        model.emb[0, 1::2] = 1
     if "path" in otherwise and predict == "mean":
-        denoiser = WithPath(denoiser)
+        model = WithPath(model)
     elif "path" in otherwise:
-        denoiser.network = WithPath(denoiser.network)
+        model.network = WithPath(model.network)
     # The bound's weight is 1 / 2 sigma_t^2, at the published variance: sigma_t^2 = beta_t.
     weights = {"L_simple": noise_weights(*schedule), "bound": (1 - schedule[0]).sqrt()}
-    learner = denoiser
+    exact, learner = without_network("exact", x_start, schedule), model
     for loss in otherwise & {*weights}:
-        learner = Reweighted(denoiser, x_start, schedule, weights[loss])
+        learner = Reweighted(model, exact, weights[loss])
     train(
         learner,
         x_start,
@@ -140,26 +141,24 @@ def trained(x_start, predict, otherwise, settings, schedule, seed):
         first_index=int("chain" in otherwise),
         seed=seed + 1,
     )
-    return denoiser
+    return model
 
 
 def run(x_start, predict, otherwise, settings, seed):
-    """Return the denoiser of one run, and its mean_kl, rmse of x_1, rmse."""
+    """Return the model of one run, and its mean_kl, rmse of x_1, rmse."""
     schedule = noise_schedule(beta_end=settings["beta_end"])
     first_index = int("chain" in otherwise)
     if predict in NETWORKS:
-        denoiser = trained(x_start, predict, otherwise, settings, schedule, seed)
+        model = trained(x_start, predict, otherwise, settings, schedule, seed)
     else:
-        denoiser = without_network(predict, x_start, schedule)
+        model = without_network(predict, x_start, schedule)
     options = {"variance": settings["variance"]}
-    _, mean_kl = vb_terms(denoiser, x_start, *schedule, seed=seed + 3, **options)
+    _, mean_kl = vb_terms(model, x_start, *schedule, seed=seed + 3, **options)
     options |= {"first_index": first_index, "seed": seed + 2}
-    chain = sample(denoiser, schedule[0], len(x_start), **options)
+    chain = sample(model, schedule[0], len(x_start), **options)
     # As published the last state is x_1, else the last but one.
     rmse = (chain - x_start).square().mean(dim=1).sqrt()
-    return denoiser, [
-        x.item() for x in (mean_kl.sum(), rmse[first_index - 2], rmse[-1])
-    ]
+    return model, [x.item() for x in (mean_kl.sum(), rmse[first_index - 2], rmse[-1])]
 
 
 def digits(value, kept=2):
@@ -189,9 +188,9 @@ def main():
         figures = []
         for seed in tqdm(seeds, desc=name, leave=False, disable=None):
             # main.py --seed s takes s to s + 4.
-            denoiser, row = run(x_start, predict, otherwise, settings, 4 * seed)
+            model, row = run(x_start, predict, otherwise, settings, 4 * seed)
             figures.append(row)
-            kept.setdefault((name, settings["beta_end"]), []).append(denoiser)
+            kept.setdefault((name, settings["beta_end"]), []).append(model)
         cells = [name, settings["beta_end"], "-", "-"]
         if predict in NETWORKS:
             cells[2:4] = settings["hidden"] or size, settings["batch"]
@@ -203,10 +202,8 @@ def main():
 
     alphas, alpha_bars = noise_schedule()
     x_T = q_sample(x_start, 29, alpha_bars, generator=seeded_by(0))
-    print(
-        "\nWhat the default's first step back returns of x_0, for each seed (of a draw of"
-    )
-    print(f"q(x_T | x_0) it must be {alpha_bars[-2].sqrt():.3f} on average):\n")
+    print("\nThe default's first reverse step returns, for each seed, of x_0 (and of a")
+    print(f"draw of q(x_T | x_0) should on average: {alpha_bars[-2].sqrt():.3f}):\n")
     table("given", "coefficient of x_0")
     for name, x_t in (
         ("a draw of q(x_T \\| x_0)", x_T),
@@ -221,16 +218,16 @@ def main():
     print("\nrmse of `start` with the published schedule, for each seed, from\n")
     for name, x_t in (("N(0, I)", None), ("q(x_T | x_0)", x_T)):
         rmses = []
-        for seed, denoiser in zip(seeds, kept["`start`", 0.02]):
-            chain = sample(denoiser, alphas, size, x_T=x_t, seed=4 * seed + 2)
+        for seed, model in zip(seeds, kept["`start`", 0.02]):
+            chain = sample(model, alphas, size, x_T=x_t, seed=4 * seed + 2)
             rmses.append((chain[-1] - x_start).square().mean().sqrt().item())
         print(f"{name}: {listed(rmses)}")
 
     print(
-        "\nThe weight of the noise's squared error in the loss of the mean, over t; what"
+        "\nThe weight of the noise's squared error in the loss, over t; the factor that"
     )
     print(
-        "no noise predicted makes of an error in x_T; and the least mean_kl at width 256:\n"
+        "predicting no noise puts on an error in x_T; the least mean_kl at width 256:\n"
     )
     table("beta_end", "smallest", "largest", "1 / sqrt(abar_T)", "`noise`", "`mean`")
     for beta_end in (0.02, 0.6):

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from functools import partial
 from statistics import median
 from time import perf_counter
 
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 import main
 from comparison.laws import points
-from comparison.networks import PointNetwork, UNet, unit
+from comparison.networks import PointNetwork, UNet
 from comparison.objectives import simple, uniform_level
 from comparison.predictors import Exact
 from comparison.processes import linear
@@ -65,16 +64,13 @@ def in_turn(ours, bare, repeats):
     return median(times[0::2]) / median(times[1::2])
 
 
-def training_seconds(x_start, *, predict="mean", beta_end=0.02, epochs=2, **options):
+def training_seconds(x_start, *, predict="mean", beta_end=0.02, hidden=None, batch=1):
     """Return the time of a training step of `main.train`, the first epoch left out."""
     schedule = noise_schedule(beta_end=beta_end)
-    hidden_dim = options.pop("hidden_dim", None)
-    denoiser = main.build_denoiser(
-        predict, len(x_start), *schedule, hidden_dim=hidden_dim
-    )
+    model = main.build_model(predict, len(x_start), *schedule, hidden_dim=hidden)
     began = []
-    denoiser.register_forward_pre_hook(lambda *_: began.append(perf_counter()))
-    main.train(denoiser, x_start, *schedule, epochs=epochs, **options)
+    model.register_forward_pre_hook(lambda *_: began.append(perf_counter()))
+    main.train(model, x_start, *schedule, epochs=2, batch_size=batch)
     return (began[-1] - began[STEPS]) / (len(began) - STEPS - 1)
 
 
@@ -89,84 +85,54 @@ def process(*command):
 
 
 def measured(image_size, folder):
-    """Yield the pieces at one size: name, our seconds, the publication's, what is added
-    up."""
+    """Yield each piece at one size: its name, our seconds, the publication's, a mark."""
     x_start = image_to_vector(HOMER, image_size, max_points=10**6)
     alphas, alpha_bars = schedule = noise_schedule()
-    size, steps, floats = len(x_start), len(alphas), alphas.float()
+    floats = [table.float() for table in schedule]
+    size, steps = len(x_start), len(alphas)
     model, path = Denoising(size, steps), os.path.join(folder, "film.gif")
     x_t, chain = torch.randn(size), torch.randn(steps + 1, size)
-    theirs = {}
-
-    def piece(name, ours, publications, marks=""):
-        theirs[name] = publications
-        return name, ours, publications, marks
-
-    yield piece(
-        "`q_sample`",
-        seconds(lambda: q_sample(x_start, 20, alpha_bars)),
-        seconds(lambda: published.q_sample(x_start, 20, alpha_bars.float())),
-    )
-    yield piece(
-        "posterior",
-        seconds(lambda: posterior_mean_variance(x_start, x_t, 20, *schedule)),
-        seconds(lambda: published.posterior(x_start, x_t, 20, *schedule)),
-    )
-    yield piece(
-        "chain",
-        seconds(lambda: sample(model, alphas, size)),
-        (steps - 1) * seconds(lambda: published.reverse_step(model, x_t, 20, floats)),
-        "*",
-    )
-    step = training_seconds(x_start)
-    yield piece("training step", step, seconds(published.training(x_start), budget=10))
     labels = [str(t) for t in range(steps, -1, -1)]
-    yield piece(
-        "film",
-        seconds(lambda: main.save_film(chain, labels, path), 3),
-        seconds(lambda: published.film(chain[:-1], path), 3),
-    )
-    yield piece(
-        "picture to vector",
-        seconds(lambda: image_to_vector(HOMER, image_size, max_points=10**6)),
-        seconds(lambda: published.image_to_vector(HOMER, image_size), 5),
-    )
-    flags = [f"--image-size={image_size}", "--max-points=1000000", f"--output={path}"]
+
+    ours = seconds(lambda: q_sample(x_start, 20, alpha_bars))
+    theirs = seconds(lambda: published.q_sample(x_start, 20, floats[1]))
+    yield "`q_sample`", ours, theirs, ""
+    ours = seconds(lambda: posterior_mean_variance(x_start, x_t, 20, *schedule))
+    theirs = seconds(lambda: published.posterior(x_start, x_t, 20, *schedule))
+    yield "posterior", ours, theirs, ""
+    ours = seconds(lambda: sample(model, alphas, size))
+    step = seconds(lambda: published.reverse_step(model, x_t, 20, floats[0]))
+    yield "chain", ours, (rest := (steps - 1) * step), "*"
+    ours = step = training_seconds(x_start)
+    yield "training step", ours, (training := seconds(published.training(x_start))), ""
+    ours = seconds(lambda: main.save_film(chain, labels, path), 3)
+    theirs = seconds(lambda: published.film(chain[:-1], path), 3)
+    yield "film", ours, theirs, ""
+    rest += theirs
+    ours = seconds(lambda: image_to_vector(HOMER, image_size, max_points=10**6))
+    theirs = seconds(lambda: published.image_to_vector(HOMER, image_size), 5)
+    yield "picture to vector", ours, theirs, ""
+    rest += theirs + process("-c", "import main") + EPOCHS * STEPS * training
+    flags = f"--image-size={image_size}", "--max-points=1000000", f"--output={path}"
     ours = process("main.py", "--epochs=1", *flags) + (EPOCHS - 1) * STEPS * step
-    training = EPOCHS * STEPS * theirs.pop("training step")
-    rest = sum(theirs[name] for name in ("chain", "film", "picture to vector"))
-    whole = process("-c", "import main") + training + rest
-    yield piece("whole run", ours, whole, "*")
+    yield "whole run", ours, rest, "*"
 
 
 def experiment(folder):
-    """Print a table of the pieces for each size, and what two choices are worth."""
-    cloud = image_to_vector(HOMER, IMAGE_SIZES[1], max_points=10**6)
-    fetched_anew = training_seconds(cloud)
-    main.keep_freed_memory()
-    kept = training_seconds(cloud)
+    """Print a table of the pieces for each size, and what the smaller network takes."""
     for image_size in IMAGE_SIZES:
         count = len(image_to_vector(HOMER, image_size, max_points=10**6)) // 2
         print(f"\n{count:,} points\n")
         print("| piece | ours | published | published / ours |\n|---|---|---|---|")
         pieces = tqdm(measured(image_size, folder), total=7, leave=False, disable=None)
-        for name, ours, publications, marks in pieces:
-            cells = name, f"{ours:.3g} s", f"{publications:.3g} s{marks}"
-            print("|", *(f"{cell} |" for cell in cells), end=" ")
-            ratio = publications / ours
-            print(f"{ratio:,.{0 if ratio >= 10 else 1}f}{marks} |", flush=True)
+        for name, ours, theirs, mark in pieces:
+            ratio = theirs / ours
+            ratio = f"{ratio:,.{0 if ratio >= 10 else 1}f}{mark}"
+            print(f"| {name} | {ours:.3g} s | {theirs:.3g} s{mark} | {ratio} |")
     homer = image_to_vector(HOMER)
-    mended = {"predict": "start", "beta_end": 0.6, "hidden_dim": 256, "batch_size": 8}
-    ratio = training_seconds(homer, **mended) / training_seconds(homer)
-    print(
-        "\n\\* added up from measured pieces\n\nWithout keep_freed_memory, a training"
-    )
-    print(
-        f"step of {len(cloud) // 2:,} points takes {fetched_anew / kept:.2g} times as"
-    )
-    print(
-        f"long. Training `start` at 256 and 8 takes {ratio:.2g} of the default's time."
-    )
+    small = training_seconds(homer, predict="start", beta_end=0.6, hidden=256, batch=8)
+    print("\n\\* added up from measured pieces\n\nTraining `start` at 256 and 8 takes")
+    print(f"{small / training_seconds(homer):.2g} of the default's time.")
 
 
 # The comparison
@@ -209,24 +175,6 @@ def unet_ratio():
     )
 
 
-def unet_sampling_ratios():
-    """Return calls, 100 pictures at a time and in the plain memory format, over others."""
-    network, plain = UNet(), UNet().to(memory_format=torch.contiguous_format)
-    x, level = torch.randn(1000, 1024), torch.tensor(0.5)
-
-    @torch.no_grad()
-    def call(network):
-        network(x, level, level)
-
-    @torch.no_grad()
-    def at_once():
-        network.at_once(*unit(x, level, level))
-
-    return in_turn(partial(call, network), at_once, 5), in_turn(
-        partial(call, plain), partial(call, network), 5
-    )
-
-
 def points_ratios():
     """Return an exact call, and training steps, over what they are made of."""
     data, generator = points().data, torch.Generator().manual_seed(0)
@@ -260,15 +208,9 @@ def points_ratios():
 def comparison():
     """Print what the comparison's pieces take, over what they are held against."""
     exact_call, training = points_ratios()
-    unet, (parts, plain) = unet_ratio(), unet_sampling_ratios()
     print(f"\nAn exact call of 2,000 points takes {exact_call:.2f} of its products and")
-    print(
-        f"softmax, a training step of the points {training:.2f} of its network's; one"
-    )
-    print(f"of the U-Net {unet:.2f} of diffusers', a call 100 pictures at a time")
-    print(
-        f"{parts:.2f} of all at once, in the plain memory format {plain:.2f} of that."
-    )
+    print(f"softmax, a training step of points {training:.2f} of its network's, one of")
+    print(f"the U-Net {unet_ratio():.2f} of diffusers'.")
 
 
 if __name__ == "__main__":

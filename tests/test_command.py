@@ -20,7 +20,8 @@ from comparison.networks import PointNetwork, UNet
 from comparison.tables import __main__ as tables_command
 from comparison.tables import pictures as on_pictures
 from comparison.tables import points as on_points
-from tests.common import HOMER, ROOT, film, law, tiny
+from tests.common import HOMER, ROOT, film
+from tests.laws import law, tiny
 
 FLAGS = {
     "points": "--samples 300",

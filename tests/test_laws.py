@@ -20,7 +20,8 @@ from comparison.measures import (
     sliced,
     total_variance,
 )
-from tests.common import HOMER, double, law, picture, seeded_by, white
+from tests.common import HOMER, double, picture, seeded_by, white
+from tests.laws import law
 from utils import image_to_vector
 
 IDENTITY = torch.eye(2, 3)[None]

@@ -14,12 +14,21 @@ FILMS = {"homer": 1, "comparison": 2}
 NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?(?:e-\d+)?"
 
 
-@pytest.fixture(scope="module", params=FILMS)
+SLOWEST = pytest.param("comparison", marks=pytest.mark.slowest)
+
+
+@pytest.fixture(params=[SLOWEST, pytest.param("homer", marks=pytest.mark.slow)])
 def name(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(autouse=True)
+def settings_of_its_own(monkeypatch, tmp_path):
+    """Two kernels that run at once would share the file of their histories."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+
+
+@pytest.fixture
 def committed(name):
     return nbformat.read(ROOT / f"{name}.ipynb", as_version=4)
 
@@ -74,8 +83,8 @@ def test_bars_show_in_a_notebook():
     lines = (
         "import main",
         "schedule = main.noise_schedule()",
-        "denoiser = main.build_denoiser('start', 4, *schedule)",
-        "main.train(denoiser, main.torch.ones(4), *schedule)",
+        "model = main.build_model('start', 4, *schedule)",
+        "main.train(model, main.torch.ones(4), *schedule)",
         "main.stills(main.torch.randn(2, 4), 'ab', dpi=20)",  # too short for a bar
     )
     cell = nbformat.v4.new_code_cell("\n".join(lines))

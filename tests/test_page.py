@@ -15,8 +15,10 @@ from comparison.samplers import ddim, ddpm, langevin, normal_like, probability_f
 from comparison.tables import weights
 from comparison.training import load
 from diffusion import forward, noise_schedule
-from tests.common import ROOT, double, law, seeded_by
+from tests.common import ROOT, double, seeded_by
+from tests.laws import law
 
+pytestmark = [pytest.mark.xdist_group("page"), pytest.mark.slowest]
 CHROMIUM = shutil.which("chromium")
 if not CHROMIUM and "CI" not in os.environ:
     pytest.skip("needs chromium", allow_module_level=True)

@@ -27,7 +27,8 @@ from comparison.predictors import (
 )
 from comparison.processes import cosine, linear, respaced
 from diffusion import PredictStart, posterior_mean_variance, q_sample, vb_terms
-from tests.common import DDPM_BETAS, X_START, double, law, number, seeded_by
+from tests.common import double, seeded_by
+from tests.laws import DDPM_BETAS, X_START, law, number
 
 # The levels that a predictor is asked for: one, or one for each of 7 states.
 LEVELS = [

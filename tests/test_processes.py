@@ -20,7 +20,7 @@ from comparison.processes import (
     ve_sde,
     vp_sde,
 )
-from tests.common import number
+from tests.laws import number
 
 # Discrete processes
 

@@ -38,7 +38,8 @@ from comparison.samplers import (
     slerp,
 )
 from diffusion import posterior_mean_variance
-from tests.common import DDPM_BETAS, double, law, seeded_by, wavy, wavy_and_v
+from tests.common import double, seeded_by
+from tests.laws import DDPM_BETAS, law, wavy, wavy_and_v
 
 EYE = np.eye(2)
 MEAN, COVARIANCE = np.array([1.0, -0.5]), np.array([[1.0, 0.6], [0.6, 0.8]])
@@ -199,6 +200,7 @@ CASES = [
     (probability_flow, linear(), {}, flow_maps(linear(), 18, 7)),
     (probability_flow, VE, {"levels": 5, "rho": 2}, flow_maps(VE, 5, 2)),
 ]
+CASES = [(*case, [*maps]) for *case, maps in CASES]
 
 
 @pytest.mark.parametrize("sampler, process, options, maps", CASES)

@@ -38,7 +38,8 @@ from comparison.processes import (
 from comparison.samplers import ddim, last
 from comparison.training import RECIPES, fit, load, save, train
 from diffusion import posterior_mean_variance
-from tests.common import double, law, seeded_by, tiny, wavy, wavy_and_v
+from tests.common import double, seeded_by
+from tests.laws import law, tiny, wavy, wavy_and_v
 
 
 class Recording:
@@ -606,6 +607,6 @@ def test_damaged_weights_are_refused(folder, capsys, kind):
             file.write_bytes(pickle.dumps(Evil(), protocol=2))
         case "shapes":
             save("points", PointNetwork(outputs=4), law("points"))
-    with pytest.raises(ValueError, match="points.pt holds no weights for points: ."):
+    with pytest.raises(ValueError, match=r"points\.pt holds no weights for points: ."):
         load("points", law("points"))
     assert capsys.readouterr().out == ""

@@ -1,9 +1,9 @@
-"""Picture, points, vector: what is read, and how, what a drawing needs, and bad input."""
+"""Picture, points, vector: what is read, what `fit` makes of a drawing, bad input."""
 
+import hashlib
 import io
 import re
 import warnings
-import zlib
 from itertools import pairwise
 
 import numpy as np
@@ -27,7 +27,7 @@ from utils import (
 def inked(side, *places):
     """A white square, black at these (row, column)."""
     grey = white(side)
-    grey[tuple(zip(*places))] = 0
+    grey[tuple(zip(*places, strict=True))] = 0
     return picture(grey)
 
 
@@ -38,69 +38,63 @@ def inked(side, *places):
     "file, settings, points",
     [
         (inked(150, (0, 0)), (), [(0, 150)]),  # top left
-        (inked(150, (0, 149)), (), [(149, 150)]),
-        (inked(150, (149, 0)), (), [(0, 1)]),
         (inked(150, (149, 149)), (), [(149, 1)]),
         # Columns outer, rows inner.
         (inked(4, (3, 0), (0, 1), (2, 1)), (4,), [(0, 1), (1, 4), (1, 2)]),
-        # 50 is dark, 51 is not; the threshold is inclusive, up to all.
+        # 50 is dark, 51 is not.
         (picture([[50, 51], [51, 51]]), (2,), [(0, 2)]),
         (picture([[0, 1], [255, 255]]), (2, 0), [(0, 2)]),
-        (picture([[255, 255], [255, 255]]), (2, 254), []),
-        (picture([[255, 255], [255, 255]]), (2, 255), [(0, 2), (0, 1), (1, 2), (1, 1)]),
-        (picture([[0]]), (1,), [(0, 1)]),
-        (saved(Image.fromarray(np.array([[1]], dtype="u2")), "png"), (1,), [(0, 1)]),
-        (
-            picture([[[0, 0, 0, 255], [0, 0, 0, 0]]] * 2),
-            (2,),
-            [(0, 2), (0, 1)],
-        ),  # clear
+        (picture([[255, 255]] * 2), (2, 255), [(0, 2), (0, 1), (1, 2), (1, 1)]),
+        (picture([[[0, 0, 0, 255], [0, 0, 0, 0]]] * 2), (2,), [(0, 2), (0, 1)]),
     ],
 )
 def test_dark_pixels_are_points(file, settings, points):
     xs, ys = scatter_pixels(file, *settings)
-    assert [*zip(xs, ys)] == points
-    assert type(xs) is type(ys) is list and {type(c) for c in xs + ys} <= {int}
+    assert [*zip(xs, ys, strict=True)] == points
+    assert {type(c) for c in xs + ys} <= {int}
 
 
-@given(st.lists(st.floats(-1e6, 1e6, width=32), max_size=40), st.data())
-def test_round_trip_of_any_vector(values, data):
-    values = values[: len(values) // 2 * 2]
-    kind = data.draw(st.sampled_from([list, tuple, np.array, torch.tensor]))
-    x, y = unpack_1d_data(kind(values))
-    packed = pack_data(kind(x), kind(y))
-    assert packed == [c for point in zip(x, y) for c in point]
-    assert type(x) is type(y) is type(packed) is list
-    assert {type(number) for number in x + y + packed} <= {float}
-    assert packed == values
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_round_trip_of_a_vector(kind):
+    x, y = unpack_1d_data(kind([1.0, 2.5, -3.0, 4.0]))
+    assert [*x] == [1.0, -3.0] and [*y] == [2.5, 4.0]
+    assert pack_data(x, y) == [1.0, 2.5, -3.0, 4.0]
+    with pytest.raises(ValueError, match="shorter"):
+        pack_data(x, y[:1])
 
 
 @pytest.mark.parametrize("image_size", [150, 200])
 def test_vector_is_that_of_plain_loops(image_size):
     vector = image_to_vector(HOMER, image_size)
     torch.testing.assert_close(vector, published.image_to_vector(HOMER, image_size))
-    assert read_square(HOMER, image_size, 50)[1] == ""
 
 
-@pytest.mark.parametrize("image_size", [150, 200])
-def test_a_picture_is_squared_on_white_not_squashed(image_size):
+def test_what_the_committed_weights_are_keyed_by():
+    """One changed bit of these, and the comparison trains its networks anew."""
+    square, done = read_square(HOMER, 600, 50)
+    found = image_to_vector(HOMER).numpy().tobytes(), square.tobytes()
+    assert done == ""
+    assert [hashlib.sha256(data).hexdigest()[:32] for data in found] == [
+        "407263502b0620b9d25b489fc5f8c701",
+        "3173a8c7bcb3a62931c804eb344deb50",
+    ]
+
+
+def test_a_picture_is_padded_with_white_not_squashed():
     grey = np.full((300, 600), 255)
     grey[100:200, 250:350] = 0
-    xs, ys = scatter_pixels(picture(grey), image_size)
-    unit = image_size / 600
-    assert max(xs) - min(xs) + 1 == pytest.approx(100 * unit, abs=2.01)
-    assert max(ys) - min(ys) + 1 == pytest.approx(100 * unit, abs=2.01)
-    assert (max(ys) + min(ys)) / 2 == pytest.approx(image_size / 2, abs=1.01)
+    for image_size in (150, 200):
+        xs, ys = scatter_pixels(picture(grey), image_size)
+        side = 100 * image_size / 600
+        assert np.ptp(xs) + 1 == pytest.approx(side, abs=2.01)
+        assert np.ptp(ys) + 1 == pytest.approx(side, abs=2.01)
+        assert (max(ys) + min(ys)) / 2 == pytest.approx(image_size / 2, abs=1.01)
 
 
 @pytest.mark.parametrize(
     "dark, most, told",
     [
-        (
-            224,
-            11251,
-            r"224 of 22500 pixels are .*threshold 50 \(the .* is 0: try --fit\)",
-        ),
+        (224, 11251, r"224 of 22500 .*threshold 50 \(the .* is 0: try --fit\)"),
         (225, 11251, None),
         (11250, 11251, None),
         (11251, 11251, r"11251 of 22500 .* try --fit\)"),
@@ -112,11 +106,11 @@ def test_a_picture_is_squared_on_white_not_squashed(image_size):
 def test_few_points_and_many_are_told_and_thinned_evenly(dark, most, told):
     grey = white().ravel()
     grey[:dark] = 0
-    grey = grey.reshape(150, 150).T  # columns outer
-    whole = torch.tensor(list(zip(*scatter_pixels(picture(grey))))).float()
+    file = picture(grey.reshape(150, 150).T)  # columns outer
+    whole = torch.tensor(scatter_pixels(file)).T.float()
     settings = {} if most == 2500 else {"max_points": most}
     with warnings.catch_warnings(record=True, action="always") as notes:
-        cloud = image_to_vector(picture(grey), **settings).view(-1, 2)
+        cloud = image_to_vector(file, **settings).view(-1, 2)
     assert len(notes) == (told is not None)
     assert all(re.fullmatch(told, str(note.message)) for note in notes)
     assert {note.filename for note in notes} <= {__file__}  # where the call is
@@ -127,92 +121,56 @@ def test_few_points_and_many_are_told_and_thinned_evenly(dark, most, told):
 # Any file of it is the same picture
 
 
-def drawing(kind):
-    """homer.png in another format or mode."""
+def files():
+    """homer.png in other formats and modes."""
     with Image.open(HOMER) as image:
         grey = image.convert("L")
-    greys, side = np.asarray(grey), Image.Transpose.ROTATE_90
-    clear = np.zeros((600, 600, 4), dtype=np.uint8)  # black, opaque where there is ink
-    clear[..., 3] = 255 - greys
-    turned = Image.Exif()
+    greys, rgb = np.asarray(grey), grey.convert("RGB")
+    aside, turned = grey.transpose(Image.Transpose.ROTATE_90), Image.Exif()
     turned[0x0112] = 6  # to be turned a quarter clockwise, to stand upright
     xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-    match kind:
-        case "1-bit" | "palette" | "RGB" | "RGBA":
-            mode = {"1-bit": "1", "palette": "P"}.get(kind, kind)
-            return saved(grey.convert(mode), "png")
-        case "16-bit":
-            return saved(Image.fromarray(greys.astype(np.uint16) * 257), "png")
-        case "16-bit PGM" | "10-bit PGM":
-            most = 65535 if "16" in kind else 1023
-            words = (greys.astype(int) * most // 255).astype(">u2").tobytes()
-            return io.BytesIO(b"P5 600 600 %d\n" % most + words)
-        case "transparent 16-bit":  # black, which is clear, but for the ink
-            words = np.where(greys > 127, 0, 257).astype(np.uint16)
-            return saved(Image.fromarray(words), "png", transparency=0)
-        case "LAB":
-            profiles = [ImageCms.createProfile(name) for name in ("sRGB", "LAB")]
-            rgb = grey.convert("RGB")
-            lab = ImageCms.profileToProfile(rgb, *profiles, outputMode="LAB")
-            return saved(lab, "tiff")
-        case "transparent":
-            return saved(Image.fromarray(clear), "png")
-        case "grey and alpha":
-            return saved(Image.fromarray(clear).convert("LA"), "png")
-        case "transparent palette":
-            image = Image.fromarray((greys > 127).astype(np.uint8)).convert("P")
-            image.putpalette([0, 0, 0, 90, 0, 0])
-            return saved(image, "gif", transparency=1)
-        case "EXIF":
-            return saved(grey.transpose(side), "jpeg", exif=turned)
-        case "XMP":
-            return saved(grey.transpose(side), "jpeg", xmp=xmp)
-        case "damaged EXIF":
-            return saved(grey, "jpeg", exif=b"Exif\0\0" + bytes(20), dpi=(72, 72))
-        case "EXIF damaged elsewhere":  # its orientation can be read
-            turned[0x010F] = "maker"
-            damaged = turned.tobytes().replace(b"\x01\x0f\0\x02", b"\x01\x0f\0\x0c")
-            return saved(grey.transpose(side), "jpeg", exif=damaged)
-        case "animation":
-            return saved(grey, "gif", save_all=True, append_images=[grey.rotate(90)])
-        case "CMYK":
-            return saved(grey.convert("RGB").convert("CMYK"), "jpeg")
-        case _:
-            return saved(grey.convert("RGB"), kind)
+    clear = np.zeros((600, 600, 4), dtype=np.uint8)  # black, opaque where there is ink
+    clear[..., 3] = 255 - greys
+    palette = Image.fromarray((greys > 127).astype(np.uint8)).convert("P")
+    palette.putpalette([0, 0, 0, 90, 0, 0])
+    lab = [ImageCms.createProfile(name) for name in ("sRGB", "LAB")]
+    deep = Image.fromarray(greys.astype(np.uint16) * 257)
+    veiled = Image.fromarray(np.where(greys > 127, 0, 257).astype(np.uint16))
+    pgm = (
+        b"P5 600 600 1023\n" + (greys.astype(int) * 1023 // 255).astype(">u2").tobytes()
+    )
+    return {mode: saved(grey.convert(mode), "png") for mode in ("1", "P", "RGBA")} | {
+        "16-bit": saved(deep, "png"),
+        "10-bit PGM": io.BytesIO(pgm),
+        "transparent 16-bit": saved(veiled, "png", transparency=0),
+        "transparent": saved(Image.fromarray(clear), "png"),
+        "grey and alpha": saved(Image.fromarray(clear).convert("LA"), "png"),
+        "transparent palette": saved(palette, "gif", transparency=1),
+        "LAB": saved(ImageCms.profileToProfile(rgb, *lab, outputMode="LAB"), "tiff"),
+        "CMYK": saved(rgb.convert("CMYK"), "jpeg"),
+        "EXIF": saved(aside, "jpeg", exif=turned),
+        "XMP": saved(aside, "jpeg", xmp=xmp),
+        "damaged EXIF": saved(grey, "jpeg", exif=b"Exif\0\0" + bytes(20), dpi=(72, 72)),
+        "animation": saved(grey, "gif", save_all=True, append_images=[grey.rotate(90)]),
+        "webp": saved(rgb, "webp"),
+    }
 
 
-KINDS = (
-    *("1-bit", "16-bit", "palette", "RGB", "RGBA", "transparent", "grey and alpha"),
-    *(
-        "transparent palette",
-        "transparent 16-bit",
-        "jpeg",
-        "CMYK",
-        "LAB",
-        "webp",
-        "gif",
-    ),
-    *("16-bit PGM", "10-bit PGM", "EXIF", "XMP", "damaged EXIF"),
-    *("EXIF damaged elsewhere", "animation", "bmp"),
-)
+FILES = files()
 
 
-@pytest.mark.filterwarnings("ignore:Tag data larger")
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_file_gives_the_same_cloud(kind, tmp_path):
+@pytest.mark.parametrize("kind", FILES)
+def test_every_file_gives_the_same_cloud(kind):
     """As a file, twice, and as a Pillow image, which is left as it was."""
-    file, path = drawing(kind), tmp_path / "picture"
-    path.write_bytes(file.getvalue())
+    file = FILES[kind]
     with warnings.catch_warnings(action="error"):  # of metadata neither
-        vector, homer = image_to_vector(file), image_to_vector(HOMER).view(-1, 2)
+        vector, homer = image_to_vector(file), image_to_vector(HOMER)
     # Every point of one has a point of the other within one pixel, both ways.
-    apart = (homer[:, None] - vector.view(-1, 2)).abs().amax(dim=2)
-    assert apart.amin(dim=0).max() < 1.01 / 25 and apart.amin(dim=1).max() < 1.01 / 25
-    with Image.open(path) as image:
-        for again in (file, image, path, image):
+    clouds = homer.view(-1, 2), vector.view(-1, 2)
+    assert max(far(*clouds), far(*clouds[::-1])) < 1.5 / 25
+    with Image.open(file) as image:
+        for again in (file, image, image):
             assert torch.equal(image_to_vector(again), vector)
-        if kind == "animation":
-            image.seek(1)
 
 
 def test_16_bits_are_scaled_to_8():
@@ -242,35 +200,31 @@ def house(ink, paper, side=600, *, at=100, height=400, width=6, mode="RGB"):
 
 
 def pencil():
-    """Grey lines of uneven pressure on rough paper, in a JPEG file."""
+    """Grey lines of uneven pressure on rough paper, with a reflection, in a JPEG file."""
     rng = np.random.default_rng(0)
     ink = np.asarray(house(1.0, 0.0, mode="F"))
     pressure = np.linspace(0.75, 1.25, 600) + rng.normal(0, 0.1, (600, 600))
-    grey = 220 - 80 * ink * pressure + rng.normal(0, 4, (600, 600))
+    grey = 190 - 80 * ink * pressure + rng.normal(0, 4, (600, 600))
+    grey[500:560, 500:560] = 255
     return saved(Image.fromarray(grey.clip(0, 255).astype(np.uint8)), "jpeg")
 
 
-def glossy():
-    """Grey paper with a reflection, which is lighter still."""
-    image = house((60, 60, 60), (170, 170, 170))
-    image.paste("white", (500, 500, 560, 560))
-    return image
-
-
-CORNER = {"at": 1150, "height": 40, "width": 2}
+CLEAR = (255, 255, 255, 0)
 # A drawing, and what is told of it without `fit`; None where it is found whole.
 OWN = {
     "black on white": (house("black", "white"), None),
-    "blue on white": (house((40, 80, 210), "white"), r"0 of .* is \d\d:"),
-    "yellow on white": (house("yellow", "white"), r"0 of .* is 2\d\d:"),
-    "pencil": (pencil(), r"0 of .* is 1\d\d:"),
-    "glossy paper": (glossy(), r"0 of .* is \d\d:"),
-    "white on black": (house("white", "black"), r"2\d{4} of .* is 0:"),
-    "chalk": (house((230, 230, 220), (45, 70, 58)), r"\d of .* is \d\d:"),
-    "on glass": (house("white", (255, 255, 255, 0), mode="RGBA"), r"0 of .* is 255:"),
-    "black on glass": (house("black", (255, 255, 255, 0), mode="RGBA"), None),
+    "blue on white": (house((40, 80, 210), "white"), r"0 of .* is \d\d"),
+    "yellow on white": (house("yellow", "white"), r"0 of .* is 2"),
+    "pencil": (pencil(), r"0 of .* is \d\d"),
+    "white on black": (house("white", "black"), r"2\d{4} of .* is 0"),
+    "chalk": (house((230, 230, 220), (45, 70, 58)), r"\d of .* is \d\d"),
+    "on glass": (house("white", CLEAR, mode="RGBA"), r"0 of .* is 255"),
+    "black on glass": (house("black", CLEAR, mode="RGBA"), None),
     "thin": (house("black", "white", 3000, at=50, height=2900, width=1), "0 of .* 2"),
-    "small": (house("black", "white", 1200, **CORNER), r"0 of .* is 1\d\d:"),
+    "small": (
+        house("black", "white", 1200, at=1150, height=40, width=2),
+        r"0 of .* is 1",
+    ),
     "as small as it is": (house("black", "white", 42, at=1, height=40, width=2), None),
 }
 
@@ -294,8 +248,8 @@ def test_fit_finds_a_drawing_whole_and_alone(kind):
     assert (middle - torch.tensor([0, 25])).abs().max() <= 1.5
     assert 130 <= height <= 140
     along = torch.linspace(0, 1, 200)[:, None]
-    ways = [torch.tensor(ends) for line in HOUSE for ends in pairwise(line)]
-    lines = torch.cat([start + along * (end - start) for start, end in ways])
+    edges = [torch.tensor(ends) for line in HOUSE for ends in pairwise(line)]
+    lines = torch.cat([start + along * (end - start) for start, end in edges])
     lines = torch.stack([lines[:, 0] - 0.4, 0.5 - lines[:, 1]], dim=1) * height + middle
     # A line of 2 pixels in 40 is one of 7 in 140, where the lines are up to 3 thick.
     wider = 1 if "small" in kind else 0
@@ -304,7 +258,7 @@ def test_fit_finds_a_drawing_whole_and_alone(kind):
     if told:  # by an error, or, where some points were found, by a warning
         with (
             warnings.catch_warnings(action="error"),
-            pytest.raises((ValueError, UserWarning), match=f"{told}.* try --fit"),
+            pytest.raises((ValueError, UserWarning), match=f"{told}.*: try --fit"),
         ):
             image_to_vector(file)
 
@@ -314,10 +268,10 @@ def test_fit_says_what_it_did():
     specks = house((170, 170, 170), "white")  # two, darker than the drawing
     specks.putpixel((50, 50), (0, 0, 0))
     specks.putpixel((550, 550), (0, 0, 0))
-    turned = "light on dark turned round, greys of 20 to 255 stretched, "
+    inverted = "light on dark inverted, greys of 20 to 255 stretched, "
     cropped = r"cropped from 600 x 600 to 321 x 401 pixels: \d+ points"
     for image, most, said in (
-        (house("white", (20, 20, 20), width=1), 2500, turned + cropped),
+        (house("white", (20, 20, 20), width=1), 2500, inverted + cropped),
         (square, 100, r"greys .* 80 x 80 pixels: 1\d{4} points, thinned .* = 100"),
         (specks, 9, ".*: 2 points, which is few: crop to .*, or raise --threshold"),
     ):
@@ -360,9 +314,7 @@ def test_fit_neither_loses_thin_lines_nor_thickens_thick_ones():
     margin = 54
     cells = {10: (3, 2), 20: (5, 1), 22: (0, 16), 30: (4, 1), 32: (0, 8)}
     cells |= {40: (0, 11), 60: (6, 1), 62: (6, 1), 64: (6, 1), 126: (7, 1)}
-    strokes = [
-        (8 * cell + place - margin, wide) for cell, (place, wide) in cells.items()
-    ]
+    strokes = [(8 * cell + x - margin, wide) for cell, (x, wide) in cells.items()]
     image = Image.new("L", (1300, 1300), 255)
     for left, wide in [*strokes, (0, 2), (1090, 2)]:  # which fill the picture
         image.paste(0, (100 + left, 100, 100 + left + wide, 1192))
@@ -373,13 +325,6 @@ def test_fit_neither_loses_thin_lines_nor_thickens_thick_ones():
 # Bad input
 
 
-def bomb():
-    """A PNG of one pixel whose header promises 60,000 x 60,000."""
-    file = saved(Image.new("L", (1, 1)), "png").getvalue()
-    header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + file[24:29]
-    return file[:12] + header + zlib.crc32(header).to_bytes(4, "big") + file[33:]
-
-
 def deep(kind):
     """A TIFF whose greys have no known range."""
     return saved(Image.fromarray(np.eye(9, dtype=kind)), "tiff").getvalue()
@@ -388,35 +333,20 @@ def deep(kind):
 @pytest.mark.parametrize(
     "content, reason",
     [
-        (b"", "cannot identify"),
         (b"a line of text", "cannot identify"),
-        (b"P5 3", "."),
         (HOMER.read_bytes()[:3000], "truncated"),
-        (drawing("jpeg").getvalue()[:3000], "truncated"),
-        (drawing("gif").getvalue()[:3000], "truncated"),
-        (bomb(), "decompression bomb"),
-        (deep(np.int32), "its greys have no known range: save it with 8 or 16 bits$"),
-        (deep(np.float32), "its greys have no known range: save it with 8 or 16 bits$"),
+        (deep(np.int32), "its greys have no known range: save it with 8 or 16 bits"),
+        (deep(np.float32), "its greys have no known range"),
+        (None, "No such file"),
     ],
-    ids=["empty", "text", "pgm", "png", "jpeg", "gif", "bomb", "int32", "float32"],
+    ids=["text", "cut", "int32", "float32", "none"],
 )
 def test_what_is_no_picture_is_refused_by_its_name(content, reason, tmp_path):
     path = tmp_path / "some.png"
-    path.write_bytes(content)
-    for file, name in ((path, r"some\.png"), (io.BytesIO(content), "BytesIO.*")):
-        with pytest.raises(ValueError, match=f"{name} cannot be read .*: .*{reason}"):
-            image_to_vector(file)
-
-
-def test_what_cannot_be_opened_is_refused_by_its_name(tmp_path):
-    for file, message in (
-        (tmp_path / "none.png", r"none\.png cannot be read.* No such file"),
-        (tmp_path, "cannot be read as a picture: .*directory"),
-        (None, "None cannot be read as a picture"),
-        (HOMER.read_bytes(), "^b'.{198} cannot be read as a .{,220}$"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            image_to_vector(file)
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"some\.png cannot be read .*: .*{reason}"):
+        image_to_vector(path)
 
 
 @given(st.binary(max_size=300), st.integers(0, 400), st.booleans(), st.booleans())
@@ -430,39 +360,19 @@ def test_any_bytes_give_a_vector_or_a_clear_error(noise, place, spliced, fit):
     except ValueError as error:
         assert re.search("cannot be read as a|and a cloud needs|nothing is", str(error))
     else:
-        assert len(vector) % 2 == 0 and len(vector) >= 4
-        assert torch.isfinite(vector).all()
+        assert len(vector) % 2 == 0 and len(vector) >= 4 and vector.isfinite().all()
 
 
 @pytest.mark.parametrize(
-    "image, fit, message",
+    "image, settings, message",
     [
-        (picture(white()), False, "BytesIO.*: 0 of .*, .* needs 2$"),
-        (inked(150, (3, 3)), False, "BytesIO.*: 1 of .*, .* needs 2$"),
-        (
-            Image.new("L", (9, 9), 255),
-            True,
-            "Image.*: nothing is drawn: all is grey 255$",
-        ),
-        (
-            Image.new("RGB", (9, 9), (90, 90, 90)),
-            True,
-            "nothing is drawn: all is grey 90$",
-        ),
-        (Image.new("RGBA", (9, 9), (90, 90, 90, 0)), True, "nothing is .* grey 0$"),
+        (picture(white()), {}, "BytesIO.*: 0 of .*, .* needs 2$"),
+        (inked(150, (3, 3)), {}, "BytesIO.*: 1 of .*, .* needs 2$"),
+        (HOMER, {"max_points": 1}, "to max_points = 1, and a cloud needs 2"),
+        (Image.new("RGB", (9, 9), "red"), {"fit": True}, "Image.*: nothing is drawn"),
+        (Image.new("RGBA", (9, 9), CLEAR), {"fit": True}, "nothing is drawn"),
     ],
 )
-def test_a_cloud_needs_two_points(image, fit, message):
+def test_a_cloud_needs_two_points(image, settings, message):
     with pytest.raises(ValueError, match=message):
-        image_to_vector(image, fit=fit)
-    with pytest.raises(ValueError, match="to max_points = 1, and a cloud needs 2"):
-        image_to_vector(HOMER, max_points=1)
-
-
-def test_lengths_must_fit():
-    for x, y in (([1, 2], [3]), ([1], [3, 4])):
-        with pytest.raises(ValueError, match="shorter|longer"):
-            pack_data(x, y)
-    for v, shape in (([1, 2, 3], r"\(3,\)"), (torch.zeros(2, 2), r"\[?2, 2")):
-        with pytest.raises(ValueError, match=f"v must.*even.*{shape}"):
-            unpack_1d_data(v)
+        image_to_vector(image, **settings)
