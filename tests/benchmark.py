@@ -1,8 +1,7 @@
-"""How fast each piece is, beside the publication's way (`python -m tests.benchmark`).
+"""How fast each piece is, beside the publication's: `python -m tests.benchmark`.
 
-Everything is measured in one run, in turn: quote its ratios, since seconds drift. The
-publication's way is that of `published.py`. A figure that adds up measured pieces, where
-the whole would take too long, is marked *.
+All is measured in one run: quote ratios, since seconds drift. A figure that adds up
+measured pieces, where the whole would take too long, is marked *.
 """
 
 import argparse
@@ -14,18 +13,15 @@ from statistics import median
 from time import perf_counter
 
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
 import torch
-from diffusers import UNet2DModel
+from celluloid import Camera
 from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
 import main
-from comparison.laws import points
-from comparison.networks import PointNetwork, UNet
-from comparison.objectives import simple, uniform_level
-from comparison.predictors import Exact
-from comparison.processes import linear
-from comparison.training import train
 from diffusion import (
     Denoising,
     noise_schedule,
@@ -53,17 +49,6 @@ def seconds(call, repeats=20, budget=5.0):
     return median(times)
 
 
-def in_turn(ours, bare, repeats):
-    """Return the median time of one call over another's, measured in turn."""
-    ours(), bare()  # which pays for what is loaded and allocated once
-    times = []
-    for call in repeats * (ours, bare):
-        start = perf_counter()
-        call()
-        times.append(perf_counter() - start)
-    return median(times[0::2]) / median(times[1::2])
-
-
 def training_seconds(x_start, *, predict="mean", beta_end=0.02, hidden=None, batch=1):
     """Return the time of a training step of `main.train`, the first epoch left out."""
     schedule = noise_schedule(beta_end=beta_end)
@@ -81,7 +66,36 @@ def process(*command):
     return perf_counter() - start
 
 
-# The experiment
+def published_training(x_start):
+    """Return what takes one step of the published training, AdamW as by default."""
+    alphas, alpha_bars = (values.float() for values in noise_schedule())
+    model = Denoising(len(x_start), len(alphas))
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False, fused=False)
+
+    def step():
+        t = np.random.randint(1, len(alphas))
+        x_t = published.q_sample(x_start, t, alpha_bars)
+        mean, _ = published.posterior(x_start, x_t, t, alphas, alpha_bars)
+        optimizer.zero_grad()
+        loss = mse_loss(model(x_t, t), mean)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def published_film(chain, path):
+    """Draw as the examples of celluloid do, ticks and all."""
+    figure, ax = plt.subplots()
+    camera = Camera(figure)
+    for state in chain:
+        xs = [state[i].item() for i in range(0, len(state), 2)]
+        ys = [state[i].item() for i in range(1, len(state), 2)]
+        sns.scatterplot(pd.DataFrame({"x": xs, "y": ys}), x="x", y="y", ax=ax)
+        camera.snap()
+    camera.animate().save(path, writer="pillow", fps=24, dpi=120)
+    plt.close(figure)
 
 
 def measured(image_size, folder):
@@ -104,9 +118,9 @@ def measured(image_size, folder):
     step = seconds(lambda: published.reverse_step(model, x_t, 20, floats[0]))
     yield "chain", ours, (rest := (steps - 1) * step), "*"
     ours = step = training_seconds(x_start)
-    yield "training step", ours, (training := seconds(published.training(x_start))), ""
+    yield "training step", ours, (training := seconds(published_training(x_start))), ""
     ours = seconds(lambda: main.save_film(chain, labels, path), 3)
-    theirs = seconds(lambda: published.film(chain[:-1], path), 3)
+    theirs = seconds(lambda: published_film(chain[:-1], path), 3)
     yield "film", ours, theirs, ""
     rest += theirs
     ours = seconds(lambda: image_to_vector(HOMER, image_size, max_points=10**6))
@@ -135,91 +149,8 @@ def experiment(folder):
     print(f"{small / training_seconds(homer):.2g} of the default's time.")
 
 
-# The comparison
-
-
-def unet_ratio():
-    """Return a training step of the U-Net over one of diffusers' that is built alike."""
-    channels = (16, 32, 64, 64)
-    theirs = UNet2DModel(
-        sample_size=32,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=channels,
-        layers_per_block=1,
-        norm_num_groups=8,
-        down_block_types=["DownBlock2D"] * len(channels),
-        up_block_types=["UpBlock2D"] * len(channels),
-        attention_head_dim=channels[-1],
-        resnet_time_scale_shift="scale_shift",
-    )
-    x, level = torch.randn(16, 1024), torch.full((16, 1), 0.5)
-    pictures, t = x.view(-1, 1, 32, 32), torch.full((16,), 500)
-
-    def stepping(network, call):
-        optimizer = torch.optim.AdamW(network.parameters(), fused=True)
-
-        def steps():
-            for _ in range(5):
-                optimizer.zero_grad()
-                mse_loss(call(), x).backward()
-                optimizer.step()
-
-        return steps
-
-    ours = UNet(channels)
-    return in_turn(
-        stepping(ours, lambda: ours(x, level, level)),
-        stepping(theirs, lambda: theirs(pictures, t).sample.flatten(1)),
-        9,
-    )
-
-
-def points_ratios():
-    """Return an exact call, and training steps, over what they are made of."""
-    data, generator = points().data, torch.Generator().manual_seed(0)
-    x_t = torch.randn(2000, 2, generator=generator)
-    signal, noise = torch.tensor(0.5), torch.tensor(0.75**0.5)
-    precision, half_norms = signal / noise**2, data.square().sum(dim=1) / 2
-    exact = Exact(data)
-
-    def written_out():
-        logits = precision * x_t @ data.T - signal * precision * half_norms
-        return logits.softmax(dim=1) @ data
-
-    network, batch, level = PointNetwork(), data[:1024], torch.full((1024, 1), 0.5)
-    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
-
-    def bare_steps():
-        for _ in range(STEPS):
-            optimizer.zero_grad()
-            mse_loss(network(batch, level, level), batch).backward()
-            optimizer.step()
-
-    def steps():
-        train(PointNetwork(), simple(uniform_level(linear())), data, steps=STEPS)
-
-    return (
-        in_turn(lambda: exact(x_t, signal, noise), written_out, 100),
-        in_turn(steps, bare_steps, 15),
-    )
-
-
-def comparison():
-    """Print what the comparison's pieces take, over what they are held against."""
-    exact_call, training = points_ratios()
-    print(f"\nAn exact call of 2,000 points takes {exact_call:.2f} of its products and")
-    print(f"softmax, a training step of points {training:.2f} of its network's, one of")
-    print(f"the U-Net {unet_ratio():.2f} of diffusers'.")
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("part", nargs="?", choices=["experiment", "comparison"])
-    part = parser.parse_args().part
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     plt.switch_backend("agg")
     with tempfile.TemporaryDirectory() as folder:
-        if part in (None, "experiment"):
-            experiment(folder)
-    if part in (None, "comparison"):
-        comparison()
+        experiment(folder)
