@@ -4,13 +4,13 @@
     q(x_t | x_{t-1}) = N(sqrt(alpha_t) x_{t-1}, beta_t I)
 
 Formulas count t = 1..T, indices 0..T-1: alpha_bars[t] is abar_{t+1}. A state has shape
-(D,), or (B, D) in a batch; `t` is an index, or a tensor with one for each row; `alphas`
-and `alpha_bars` are (T,). A `denoise_model` is anything called (x_t, t) that returns
-the mean of x_{t-1}. `device` and `data_size` are there for the published calls only.
+(D,), or (B, D) in a batch; `t` is an index, or a CPU tensor of one per row; `alphas`
+and `alpha_bars` are (T,). A `denoise_model` is any callable that maps (x_t, t) to
+mu_theta, the mean of x_{t-1}. Only `sample` uses its `device` and `data_size`.
 
-Equations are numbered as in M. Scardala, "Un esempio di applicazione dei DDPM" (2024),
-after T. Lira, "A toy diffusion model you can run on your laptop" (2022). Ho et al. is
-"Denoising diffusion probabilistic models" (2020), arXiv:2006.11239.
+Equation numbers are those of M. Scardala, "Un esempio di applicazione dei DDPM" (2024),
+which follows T. Lira, "A toy diffusion model you can run on your laptop" (2022). Ho et
+al. is "Denoising diffusion probabilistic models" (2020), arXiv:2006.11239.
 """
 
 from collections.abc import Callable
@@ -38,10 +38,10 @@ def noise_schedule(
 
 
 def at(table: Tensor, t: Index, x: Tensor) -> Tensor:
-    """Return table[t] in a shape that broadcasts with x: (), (B, 1), (D,) or (B, D)."""
-    if (torch.as_tensor(t) < 0).any():  # which wraps to the end in the publication
+    """Return table[t] as x's type, to broadcast with x: (), (B, 1), (D,) or (B, D)."""
+    if (torch.as_tensor(t) < 0).any():  # would wrap to the end, as in the publication
         raise IndexError(f"t must be from 0 to {len(table) - 1}, got {t}")
-    entry = table[t].to(x, non_blocking=table.is_cpu)
+    entry = table[t].to(x, non_blocking=table.is_cpu)  # from a GPU it must block
     return entry[:, None] if entry.ndim == table.ndim == 1 else entry
 
 
@@ -63,7 +63,7 @@ def q_sample(
 
 
 def forward(x_start: Tensor, alphas: Tensor, *, seed: int = 4) -> Tensor:
-    """Draw a path of the forward process step by step; return (T + 1, D), x_0 first."""
+    """Draw a forward path step by step; return its states, (T + 1, D), x_0 first."""
     generator = Generator(x_start.device).manual_seed(seed)
     path = [x_start]
     for t in range(len(alphas)):  # one step is q_sample with alpha_t in place of abar_t
@@ -72,13 +72,13 @@ def forward(x_start: Tensor, alphas: Tensor, *, seed: int = 4) -> Tensor:
 
 
 def posterior_tables(alphas: Tensor, alpha_bars: Tensor) -> tuple[Tensor, ...]:
-    """Return A_t, B_t and beta~_t of q(x_{t-1} | x_t, x_0) for t = 1..T, (T,) each.
+    """Return A_t, B_t and beta~_t of q(x_{t-1} | x_t, x_0), (T,) each, for t = 1..T.
 
         A_t     = sqrt(abar_{t-1}) beta_t / (1 - abar_t)
         B_t     = sqrt(alpha_t) (1 - abar_{t-1}) / (1 - abar_t)
         beta~_t = (1 - abar_{t-1}) / (1 - abar_t) beta_t
 
-    At t = 1 they are 1, 0, 0. Eq. (4) is misprinted; these are Ho et al.'s (6) and (7).
+    At t = 1: 1, 0 and 0. Eq. (4) is misprinted; these are Ho et al.'s (6) and (7).
     """
     betas = 1 - alphas
     alpha_bars_prev = torch.cat([alpha_bars.new_ones(1), alpha_bars[:-1]])
@@ -91,7 +91,7 @@ def posterior_tables(alphas: Tensor, alpha_bars: Tensor) -> tuple[Tensor, ...]:
 def posterior_mean_variance(
     x_start: Tensor, x_t: Tensor, t: Index, alphas: Tensor, alpha_bars: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return mu~_t = A_t x_0 + B_t x_t and beta~_t, () or (B, 1), of eqs. (3, 4)."""
+    """Return mu~_t = A_t x_0 + B_t x_t and beta~_t, () or (B, 1): eqs. (3) and (4)."""
     tables = posterior_tables(alphas, alpha_bars)
     start_weight, x_t_weight, variance = (at(table, t, x_t) for table in tables)
     return start_weight * x_start + x_t_weight * x_t, variance
@@ -116,8 +116,8 @@ def posterior_q(
 def position_encoding_init(n_position: int, d_pos_vec: int) -> Tensor:
     """Return the published table, (n_position, d_pos_vec); row 0 is zero.
 
-    Column i of row p is the sine (i even) or cosine (i odd) of p / 10000^(2 i / d).
-    With 2 i for the usual 2 floor(i / 2), most columns hardly depend on p.
+    Column i of row p is the sine (even i) or cosine of p / 10000^(2 i / d_pos_vec).
+    With 2 i, not the usual 2 floor(i / 2), most columns hardly depend on p.
     """
     p, i = (torch.arange(n, dtype=torch.float64) for n in (n_position, d_pos_vec))
     angle = p[:, None] / 10000 ** (2 * i / d_pos_vec)
@@ -129,8 +129,8 @@ def position_encoding_init(n_position: int, d_pos_vec: int) -> Tensor:
 class Denoising(nn.Module):
     """The published network: Linear - ReLU - Linear - ReLU - Linear on x_t + emb[t].
 
-    emb, (T, D), is rows 1..T of the position table. The publication has rows 0..T-1;
-    but if the last step is trained with the zero row, the chain ends far from x_0.
+    emb, (T, D), is rows 1..T of the position table. The publication uses rows 0..T-1,
+    but a last step trained on the zero row leads far from x_0. hidden_dim: None is D.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Denoising(nn.Module):
     ) -> None:
         super().__init__()
         hidden_dim = hidden_dim or x_dim
-        # Not a buffer: like the other tables it is looked up where the indices are.
+        # Not a buffer: it stays on the CPU, as the schedule and the indices do.
         self.emb = position_encoding_init(num_diffusion_timesteps + 1, x_dim)[1:]
         self.linear1 = nn.Linear(x_dim, hidden_dim)
         self.linear2 = nn.Linear(hidden_dim, hidden_dim)
@@ -146,31 +146,29 @@ class Denoising(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x_t: Tensor, t: Index) -> Tensor:
-        hidden = self.relu(self.linear1(x_t + at(self.emb, t, x_t)))  # (B, hidden_dim)
+        hidden = self.relu(self.linear1(x_t + at(self.emb, t, x_t)))  # (..., width)
         return self.linear3(self.relu(self.linear2(hidden)))
 
 
-class PredictStart(nn.Module):
-    """Makes a network that predicts x_0 a denoise_model: its mean is mu~_t, (4)."""
-
+class _Predict(nn.Module):
     def __init__(self, network: Model, alphas: Tensor, alpha_bars: Tensor) -> None:
         super().__init__()
         self.network, self.schedule = network, (alphas, alpha_bars)
+
+
+class PredictStart(_Predict):
+    """Turns a network that predicts x_0 into a denoise_model: mu~_t of its output."""
 
     def forward(self, x_t: Tensor, t: Index) -> Tensor:
         x_start = self.network(x_t, t)
         return posterior_mean_variance(x_start, x_t, t, *self.schedule)[0]
 
 
-class PredictNoise(nn.Module):
-    """Makes a network that predicts eps, the noise in x_t, a denoise_model: its mean is
+class PredictNoise(_Predict):
+    """Turns a network that predicts eps, the noise in x_t, into a denoise_model:
 
-    mu~_t = (x_t - beta_t / sqrt(1 - abar_t) eps) / sqrt(alpha_t)    (Ho et al., eq. 11)
+    mu_theta = (x_t - beta_t / sqrt(1 - abar_t) eps) / sqrt(alpha_t)  (Ho et al., (11))
     """
-
-    def __init__(self, network: Model, alphas: Tensor, alpha_bars: Tensor) -> None:
-        super().__init__()
-        self.network, self.schedule = network, (alphas, alpha_bars)
 
     def forward(self, x_t: Tensor, t: Index) -> Tensor:
         alphas, alpha_bars = self.schedule
@@ -182,7 +180,7 @@ class PredictNoise(nn.Module):
 
 
 def reverse_variances(variance: Variance, alphas: Tensor) -> Tensor:
-    """Return sigma_t^2, (T,): beta_t (published) or beta~_t; 0 for the last step."""
+    """Return sigma_t^2, (T,): beta_t (published) or beta~_t, and 0 at t = 1."""
     if variance == "posterior":
         return posterior_tables(alphas, alphas.cumprod(dim=0))[2]
     if variance != "beta":
@@ -202,9 +200,9 @@ def denoise_with_mu(
     variance: Variance | Tensor = "beta",
     generator: Generator | None = None,
 ) -> Tensor:
-    """Draw x_{t-1} from N(mu_theta(x_t, t), sigma_t^2 I), and without noise at index 0.
+    """Draw x_{t-1} from N(mu_theta(x_t, t), sigma_t^2 I); at index 0, return mu_theta.
 
-    variance: a name for `reverse_variances`, or sigma_t^2 itself, () to (B, D).
+    variance: a name for `reverse_variances`, or a sigma_t^2 that broadcasts with x_t.
     """
     if isinstance(variance, str):
         sigma = at(reverse_variances(variance, alphas).sqrt(), t, x_t)
@@ -225,9 +223,9 @@ def sample(
     seed: int = 2,
     device: Device = "cpu",
 ) -> Tensor:
-    """Run the reverse process from x_T, or from N(0, I); return its states, (T + 1, D).
+    """Run the reverse process from x_T, or N(0, I); return its states, x_T first:
 
-    first_index: of the last step; with 1, as published, the last state is x_1.
+    (T + 1 - first_index, D). first_index: where it stops; at 1, as published, with x_1.
     """
     generator = Generator(device if x_T is None else x_T.device).manual_seed(seed)
     if x_T is None:
@@ -241,10 +239,13 @@ def sample(
     return torch.stack(chain)
 
 
+# The variational bound
+
+
 def gaussian_kl(m1: Value, v1: Value, m2: Value, v2: Value) -> Tensor:
     """Return KL(N(m1, v1) || N(m2, v2)) in nats, elementwise, in float64.
 
-    1/2 [log(v2 / v1) - 1 + v1 / v2 + (m2 - m1)^2 / v2]: (5) for one coordinate
+    1/2 [log(v2 / v1) - 1 + v1 / v2 + (m2 - m1)^2 / v2]    (eq. 5, per coordinate)
     """
     m1, v1, m2, v2 = (torch.as_tensor(x, dtype=torch.float64) for x in (m1, v1, m2, v2))
     ratio = v1 / v2
@@ -252,7 +253,7 @@ def gaussian_kl(m1: Value, v1: Value, m2: Value, v2: Value) -> Tensor:
 
 
 def prior_kl(x_start: Tensor, alpha_bars: Tensor) -> float:
-    """Return the bound's first term, KL(q(x_T | x_0) || N(0, I)) / D, in nats."""
+    """Return the first term, KL(q(x_T | x_0) || N(0, I)), in nats per dimension."""
     mean = alpha_bars[-1].sqrt() * x_start.double()
     return gaussian_kl(mean, 1 - alpha_bars[-1], 0, 1).mean().item()
 
@@ -268,22 +269,22 @@ def vb_terms(
     states_per_step: int = 8,
     seed: int = 3,
 ) -> tuple[Tensor, Tensor]:
-    """Return two parts of the bound's terms t = 2..T, (T - 1,), in nats per dimension:
+    """Return two parts of the terms at t = 2..T, (T - 1,) each, in nats per dimension:
 
         variance_kl = 1/2 [log(sigma_t^2 / beta~_t) - 1 + beta~_t / sigma_t^2]
-        mean_kl     = E norm(mu~_t - mu_theta(x_t, t))^2 / (2 sigma_t^2 D)
+        mean_kl     = E ||mu~_t - mu_theta(x_t, t)||^2 / (2 sigma_t^2 D)
 
-    E is the mean over `states_per_step` draws of x_t given x_start, (D,). The term
+    E is the mean over `states_per_step` draws of x_t given x_start, (D,). The term at
     t = 1 is not finite, since the last step adds no noise.
     """
-    exact, model = (reverse_variances(v, alphas) for v in ("posterior", variance))
-    variance_kl = gaussian_kl(0, exact[1:], 0, model[1:])
+    exact, sigma2 = (reverse_variances(v, alphas) for v in ("posterior", variance))
+    variance_kl = gaussian_kl(0, exact[1:], 0, sigma2[1:])
     generator = Generator(x_start.device).manual_seed(seed)
     x_start = x_start.expand(states_per_step, -1)  # (B, D)
     mean_kl = torch.zeros_like(variance_kl)
     for t in range(1, len(alphas)):
         x_t = q_sample(x_start, t, alpha_bars, generator=generator)
         mean, _ = posterior_mean_variance(x_start, x_t, t, alphas, alpha_bars)
-        kl = gaussian_kl(mean, model[t], denoise_model(x_t, t), model[t])
+        kl = gaussian_kl(mean, sigma2[t], denoise_model(x_t, t), sigma2[t])
         mean_kl[t - 1] = kl.mean()
     return variance_kl, mean_kl

@@ -1,6 +1,6 @@
 """A diffusion model of one picture: trained on it, sampled from noise, and filmed.
 
-`image_to_vector` (2N,) -> `train` -> `sample` (T + 1, 2N) -> `save_film`
+`image_to_vector` (2N,) -> `train` -> `sample` (states, 2N) -> `save_film`
 """
 
 import argparse
@@ -16,7 +16,7 @@ from secrets import token_hex
 from time import perf_counter
 from typing import Any, Literal, cast
 
-if __name__ == "__main__":  # whatever backend a notebook's shell asks for
+if __name__ == "__main__":  # whatever a notebook sets for its `!` commands
     os.environ["MPLBACKEND"] = "agg"
 
 import numpy as np
@@ -49,7 +49,8 @@ from diffusion import (
 )
 from utils import IMG_SIZE, image_to_vector, unpack_1d_data
 
-# Progress bars show in terminals, which is what None means, and in notebooks.
+File = str | os.PathLike[str]
+# Progress bars show in notebooks and, with disable=None, in terminals.
 BAR: dict[str, Any] = {} if "ipykernel" in sys.modules else {"disable": None}
 
 
@@ -67,7 +68,7 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network = Denoising(x_dim, len(alphas), hidden_dim)
-    if published_embedding:  # index i as row i of the position table, not as i + 1
+    if published_embedding:  # index i is row i of the position table, not i + 1
         network.emb = position_encoding_init(len(alphas), x_dim)
     if predict == "mean":  # of x_{t-1}, as published; "start" is x_0
         return network
@@ -91,9 +92,9 @@ def train(
 ) -> list[float]:
     """Train in place on the single example x_start, (D,); return each epoch's loss.
 
-    A step draws indices t uniformly from first_index..T-1, noises x_start to x_t, and
-    takes an AdamW step on the mean of (mu~_t(x_t, x_0) - mu_theta(x_t, t))^2. decay:
-    anneal the learning rate to 0 along half a cosine; False keeps it, as published.
+    Each step draws indices t uniformly from first_index..T-1, noises x_start to x_t and
+    lets AdamW reduce the mean of (mu~_t(x_t, x_0) - mu_theta(x_t, t))^2. decay: anneal
+    the learning rate to 0 along half a cosine; False keeps it constant, as published.
     """
     denoise_model.train()
     generator = torch.Generator(x_start.device).manual_seed(seed)
@@ -102,7 +103,7 @@ def train(
     x_start = x_start.expand(batch_size, -1)  # (B, D)
     shape, losses = (steps_per_epoch, batch_size), []
     for _ in (bar := trange(epochs, desc="training", **BAR)):
-        # An epoch's indices at once, since the CPU has to wait for those of a GPU.
+        # All of an epoch's indices at once: each copy to the CPU waits for the GPU.
         indices = torch.randint(
             first_index, len(alphas), shape, generator=generator, device=x_start.device
         )
@@ -123,8 +124,7 @@ def train(
     return losses
 
 
-File = str | os.PathLike[str]
-# From ink to paper red goes from 0 to 255: it is the index of a blend in PALETTE.
+# Red runs from 0 (ink) to 255 (paper), so it is also the index into PALETTE.
 INK, PAPER = "#000000", "#ffd90f"
 BLENDS = LinearSegmentedColormap.from_list("ink on paper", [INK, PAPER])
 PALETTE = BLENDS(range(256), bytes=True)[:, :3].tobytes()
@@ -135,8 +135,8 @@ X_LIMITS, Y_LIMITS = (-3.35, 3.35), (-2.6, 4.1)
 def animate(
     chain: Tensor, labels: Sequence[str], *, dpi: float = 120, letters: float = 16
 ) -> ArtistAnimation:
-    """Return the film of a chain, (states, 2N), with one label each, 8 a second."""
-    # Outside pyplot and the caller's settings: no window opens, and no backend changes.
+    """Return the film of a chain, (states, 2N), one label per state, 8 a second."""
+    # Neither pyplot nor the caller's settings: no window opens, the backend stays.
     with style.context("default"):
         figure = Figure(figsize=(5, 5), dpi=dpi, facecolor=PAPER)
         FigureCanvasAgg(figure)
@@ -154,9 +154,9 @@ def animate(
 
 
 class _Frames(PillowWriter):
-    """Keeps each frame as the animation has just drawn it, and writes no file."""
+    """Keeps each frame as just drawn, and writes no file."""
 
-    _frames: list[Image.Image]
+    _frames: list[Image.Image]  # which PillowWriter makes anew for each animation
 
     def grab_frame(self, **savefig_kwargs: object) -> None:
         canvas = cast(FigureCanvasAgg, self.fig.canvas)
@@ -167,6 +167,7 @@ class _Frames(PillowWriter):
 
 
 def _drawn(film: ArtistAnimation) -> list[Image.Image]:
+    """Return the frames of a film."""
     writer = _Frames()
     with style.context("default"):
         film.save(os.devnull, writer=writer)
@@ -176,18 +177,18 @@ def _drawn(film: ArtistAnimation) -> list[Image.Image]:
 def save_film(
     chain: Tensor, labels: Sequence[str], path: File, *, fps: float = 8, dpi: int = 120
 ) -> None:
-    """Write the film of a chain as a GIF whose last frame is held for 1.5 s or more."""
+    """Write the film of a chain as a GIF; the last frame is held for at least 1.5 s."""
     first, *others = _drawn(animate(chain, labels, dpi=dpi))
-    lasting = [10 * round(100 / fps)] * len(chain)  # a GIF counts 10 ms
+    lasting = [10 * round(100 / fps)] * len(chain)  # a GIF counts in 10 ms
     lasting[-1] = max(lasting[-1], 1500)
     options: dict[str, Any] = {"append_images": others, "duration": lasting, "loop": 0}
-    write_whole(path, lambda part: first.save(part, save_all=True, **options))
+    write_whole(path, lambda part: first.save(part, "GIF", save_all=True, **options))
 
 
 def stills(
     clouds: Tensor, labels: Sequence[str], *, columns: int = 5, dpi: float = 60
 ) -> Image.Image:
-    """Return a sheet of clouds, (K, 2N), with one label each, in rows of `columns`."""
+    """Return a sheet of clouds, (K, 2N), one label each, in rows of `columns`."""
     panels = _drawn(animate(clouds, labels, dpi=dpi, letters=28))
     columns, side = min(columns, len(panels)), panels[0].width
     gap, rows = math.ceil(side / 60), math.ceil(len(panels) / columns)
@@ -199,69 +200,9 @@ def stills(
 
 
 def strip(chain: Tensor, labels: Sequence[str], *, dpi: float = 60) -> Image.Image:
-    """Return ten evenly spaced states of a chain, (states, 2N), as `stills`."""
+    """Return up to ten evenly spaced states of a chain, (states, 2N), as a sheet."""
     kept = np.linspace(0, len(chain) - 1, min(10, len(chain))).round().astype(int)
     return stills(chain[kept], [labels[k] for k in kept], dpi=dpi)
-
-
-def number(kind: type, low: float, high: float) -> Callable[[str], Any]:
-    """Return the parser of a flag's number, from low to high."""
-
-    def parse(text: str) -> Any:
-        with suppress(ValueError):
-            if low <= (value := kind(text)) <= high:
-                return value
-        kinds = f"{kind.__name__} from {low} to {high}"
-        raise argparse.ArgumentTypeError(f"must be {kinds}, got {text!r}")
-
-    return parse
-
-
-def check_output(path: Path, suffix: str, *others: Path) -> None:
-    """Raise ValueError unless a file can be written there and is none of the others."""
-    if path.suffix.lower() != suffix:
-        raise ValueError(f"{path} must end in {suffix}")
-    for other in others:
-        if path.exists() and other.exists() and path.samefile(other):
-            raise ValueError(f"{path} would overwrite {other}")
-    try:
-        if path.exists():
-            open(path, "r+b").close()
-        part = Path(os.path.realpath(path)).with_name(token_hex(8))
-        part.touch()
-        part.unlink()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
-
-
-def write_whole(path: File, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all; if it cannot be moved there, keep it nearby."""
-    target, kept = Path(os.path.realpath(path)), ""
-    part = target.with_name(token_hex(8) + Path(path).suffix)  # which tells the format
-    try:
-        write(part)
-        kept = f"; it is kept as {part}"
-        part.replace(target)
-    except OSError as error:
-        reason = f"{error.strerror or error}{kept}"
-        raise OSError(error.errno, reason, str(target)) from None
-    finally:
-        if not kept:
-            part.unlink(missing_ok=True)
-
-
-def command(name: str, run: Callable[[], None], tip: str) -> None:
-    """Run a command; what stops it is one line, with a tip if memory or a GPU fails."""
-    if isinstance(sys.stdout, TextIOWrapper):  # for file names in any script
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        run()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (FloatingPointError, MemoryError, OSError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0] or "out of memory"
-        failed = isinstance(error, (MemoryError, RuntimeError))
-        sys.exit(f"{name}: error: {reason}" + failed * f": {tip}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -269,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(argv)
     if args.as_published and args.timesteps < 2:
-        parser.error("--as-published leaves out index 0: --timesteps must be above 1")
+        parser.error("--as-published skips index 0: --timesteps must be at least 2")
     try:
         check_output(args.output, ".gif", args.image)
         if args.strip:
@@ -334,14 +275,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     for name, value in report.items():
         if not math.isfinite(value):
-            raise FloatingPointError(f"{name} is {value}: lower --lr or change betas")
-        print(f"{name:<12} {value:.{4 if value % 1 else 7}g}")  # counts in full
+            raise FloatingPointError(f"{name} is {value}: lower --lr or --beta-end")
+        print(f"{name:<12} {value:.{4 if value % 1 else 7}g}")  # whole numbers in full
     if report["prior_kl"] > 0.1:
         print("note: x_T is far from pure noise: raise --beta-end or --timesteps")
 
     times = [*range(args.timesteps, first_index - 1, -1)]
     if args.both_ways:
-        held = math.ceil(args.timesteps / 4)  # at x_T, for a strip to have it twice
+        held = math.ceil(args.timesteps / 4)  # at x_T, so that a strip shows it twice
         chain = torch.cat([path, path[-1:].expand(held, -1), chain])
         times = [*range(args.timesteps + 1), *[args.timesteps] * held, *times]
     labels = [f"$t = {t}$" for t in times]
@@ -355,54 +296,115 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="main.py",
-        usage=argparse.SUPPRESS,  # which every error would repeat
+        usage=argparse.SUPPRESS,  # or every error would repeat it
         description="Turn a picture into a cloud of points, train a diffusion model on "
-        "this single example, and film the reverse process from noise to the cloud. By "
-        "default, the published settings with three fixes that --as-published reverts.",
-        epilog="The report has parts of the variational bound in nats per dimension: "
-        "prior_kl, KL(q(x_T | x_0) || N(0, I)); variance_kl and mean_kl, what variance "
-        "and mean of the reverse steps t = 2..T add. train_s: seconds of training. "
-        "loss: of the last epoch. rmse: root mean square of the last state minus x_0.",
+        "this single example, and film the reverse process. The defaults are the "
+        "published settings with three fixes, which --as-published reverts.",
+        epilog="The report gives parts of the variational bound in nats per dimension: "
+        "prior_kl, KL(q(x_T | x_0) || N(0, I)); variance_kl and mean_kl, what the "
+        "variance and the mean of the reverse steps t = 2..T add. train_s: seconds of "
+        "training. loss: that of the last epoch. rmse: root mean square of the last "
+        "state minus x_0.",
     )
 
     def flag(name: str, default: object, kind: Any, meaning: str) -> None:
         how: dict[str, Any] = {"choices" if isinstance(kind, list) else "type": kind}
         how = {"action": "store_true"} if kind is bool else how
-        meaning += " (default: %(default)s)"
+        meaning += "" if default in (None, False) else " (default: %(default)s)"
         parser.add_argument(name, default=default, help=meaning, **how)
 
     count = number(int, 1, 1_000_000)
     devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     outputs, variances = ["mean", "start", "noise"], ["beta", "posterior"]
     homer = Path(__file__).resolve().with_name("homer.png")
-    flag("--image", homer, Path, "picture to learn, dark lines on a light ground")
-    flag("--fit", False, bool, "find the drawing: invert light on dark, stretch, crop")
-    flag("--image-size", IMG_SIZE, number(int, 1, 10_000), "side in pixels to work at")
-    flag("--threshold", 50, number(int, 0, 255), "lightest grey that becomes a point")
-    flag("--max-points", 2500, number(int, 2, 1_000_000), "largest number of points")
+    flag("--image", homer, Path, "picture to learn, dark lines on a light background")
+    flag("--fit", False, bool, "find the drawing: invert if light, stretch, crop")
+    flag("--image-size", IMG_SIZE, number(int, 1, 10_000), "side of the grid in pixels")
+    flag("--threshold", 50, number(int, 0, 255), "lightest grey, 0 to 255, kept as ink")
+    flag("--max-points", 2500, number(int, 2, 1_000_000), "most points to keep")
     flag("--timesteps", 30, number(int, 1, 1000), "number T of diffusion steps")
-    flag("--beta-start", 4e-4, float, "noise variance of the first step")
-    flag("--beta-end", 0.02, float, "noise variance of the last step")
-    flag("--predict", "mean", outputs, "network output: mean of x_{t-1}, x_0, or noise")
-    flag("--hidden", None, count, "width of the hidden layers; None: that of x_0")
+    flag("--beta-start", 4e-4, float, "beta_1, the first noise variance")
+    flag("--beta-end", 0.02, float, "beta_T, the last noise variance")
+    flag("--predict", "mean", outputs, "network output: x_{t-1}'s mean, x_0, or noise")
+    flag("--hidden", None, count, "width of the hidden layers (default: that of x_0)")
     flag("--epochs", 20, count, "epochs of training")
-    flag("--steps-per-epoch", 40, count, "training steps in an epoch")
-    flag("--batch-size", 1, count, "noised states in a training step")
+    flag("--steps-per-epoch", 40, count, "training steps per epoch")
+    flag("--batch-size", 1, count, "noised states per training step")
     flag("--lr", 1e-3, number(float, 1e-12, 1e3), "initial learning rate of AdamW")
-    flag("--variance", "beta", variances, "reverse variance: beta_t or beta~_t (exact)")
-    flag(
-        "--as-published", False, bool, "skip index 0, embed row i at i, no decay of lr"
-    )
-    flag("--seed", 0, number(int, 0, 2**32 - 1), "random seed")
+    flag("--variance", "beta", variances, "reverse variance: beta_t, or exact beta~_t")
+    flag("--as-published", False, bool, "skip index 0, embed i as row i, keep lr fixed")
+    flag("--seed", 0, number(int, 0, 2**32 - 1), "random seed, with the next four")
     flag("--device", devices[0], devices, "device to compute on")
-    flag("--output", Path("output.gif"), Path, "film to write, a GIF")
-    flag("--strip", None, Path, "sheet of ten stills to write, a PNG")
-    flag("--both-ways", False, bool, "film the forward process first; start at its x_T")
-    flag("--fps", 8, number(float, 0.5, 50), "frames per second, as near as a GIF can")
+    flag("--output", Path("output.gif"), Path, "GIF to write: the film")
+    flag("--strip", None, Path, "PNG to write: a sheet of ten stills")
+    flag("--both-ways", False, bool, "film the forward process, then back from its x_T")
+    flag("--fps", 8, number(float, 0.5, 50), "frames per second, as near as GIF allows")
     flag("--dpi", 120, number(int, 10, 1000), "pixels per inch of the 5-inch frames")
     return parser
 
 
+def number(kind: type, low: float, high: float) -> Callable[[str], Any]:
+    """Return a parser for a flag's number from low to high."""
+
+    def parse(text: str) -> Any:
+        with suppress(ValueError):
+            if low <= (value := kind(text)) <= high:
+                return value
+        what = "a whole number" if kind is int else "a number"
+        message = f"must be {what} from {low} to {high}, got {text!r}"
+        raise argparse.ArgumentTypeError(message)
+
+    return parse
+
+
+def check_output(path: Path, suffix: str, *others: Path) -> None:
+    """Raise ValueError unless path has the suffix, is writable, and is no other."""
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"{path} must end in {suffix}")
+    for other in others:
+        if path.exists() and other.exists() and path.samefile(other):
+            raise ValueError(f"{path} would overwrite {other}")
+    try:
+        if path.exists():
+            open(path, "r+b").close()
+        part = Path(os.path.realpath(path)).with_name(token_hex(8))
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def write_whole(path: File, write: Callable[[Path], object]) -> None:
+    """Write a file in full or not at all; if it cannot be moved, keep it nearby."""
+    target, kept = Path(os.path.realpath(path)), ""
+    part = target.with_name(
+        token_hex(8) + Path(path).suffix
+    )  # the suffix sets the format
+    try:
+        write(part)
+        kept = f"; the new file is kept as {part}"
+        part.replace(target)
+    except OSError as error:
+        raise OSError(f"{target}: {error.strerror or error}{kept}") from None
+    finally:
+        if not kept:
+            part.unlink(missing_ok=True)
+
+
+def command(name: str, run: Callable[[], None], tip: str) -> None:
+    """Run a command; report what stops it in one line, with a tip for a full memory."""
+    if isinstance(sys.stdout, TextIOWrapper):  # for names it cannot encode
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (FloatingPointError, MemoryError, OSError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0] or "out of memory"
+        failed = isinstance(error, (MemoryError, RuntimeError))
+        sys.exit(f"{name}: error: {reason}" + (f": {tip}" if failed else ""))
+
+
 if __name__ == "__main__":
-    lower = "lower --hidden, --batch-size or --max-points, or use --device cpu"
+    lower = "lower --hidden, --batch-size, --max-points or --dpi, or use --device cpu"
     command("main.py", main, lower)

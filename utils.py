@@ -1,7 +1,7 @@
-"""Picture to points to vector, and back.
+"""Picture to points to vector, and vector to points.
 
-The dark pixels of a picture are points in the plane. Their coordinates, interleaved,
-are the one vector x_0 = [x0, y0, x1, y1, ...] that the diffusion works on.
+The dark pixels of a picture are points in the plane. Their coordinates, interleaved as
+[x, y, x, y, ...], are the one vector x_0 that the diffusion works on.
 """
 
 import os
@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 
 IMG_SIZE = 150
-"""Side in pixels of the square that a picture is resized to; x / 25 - 3 then spans 6
-units. The publication prints no value; its author's code has 200, T. Lira's has 150."""
+"""Side, in pixels, of the square a picture is resized to: x / 25 - 3 then spans 6. The
+publication prints no value; its author's code uses 200, T. Lira's 150."""
 
 ImageFile = str | os.PathLike[str] | BinaryIO | Image.Image
 Vector = TypeVar("Vector", list[float], np.ndarray, torch.Tensor)
@@ -25,28 +25,28 @@ Vector = TypeVar("Vector", list[float], np.ndarray, torch.Tensor)
 def read_square(
     img_file: ImageFile, image_size: int, threshold: int, fit: bool = False
 ) -> tuple[Image.Image, str]:
-    """Return a picture as a grey square, 0 black to 255 white, and what `fit` did.
+    """Return a picture as a square of greys, 0 to 255 (white), and what `fit` did.
 
-    The picture (the first frame of an animation) is turned upright, laid on white where
-    it is transparent, and padded with white. `fit` finds the drawing first: it inverts
-    light on dark, stretches greys until the ground is 255 and half-way to the ink is 0,
-    crops to the ink (greys of at most `threshold`), and keeps thin lines. Raises
-    ValueError, which names img_file, if it cannot be read or, with `fit`, is blank.
+    The picture (the first frame of an animation) is turned as its EXIF says, laid on
+    white where it is transparent, and padded with white. `fit` finds the drawing first:
+    it inverts light on dark, stretches greys until the ground is 255 and halfway to the
+    ink is 0, crops to greys of at most `threshold`, and draws them black, thin lines
+    kept. Raises ValueError, naming img_file, if it is unreadable or, with `fit`, blank.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # about metadata
+        with warnings.catch_warnings(action="ignore"):  # mostly about metadata
             image = _read(img_file)
     except Exception as error:  # decoders raise almost anything on bad data
-        message = f"{img_file!s:.200} cannot be read as a picture: {error!s:.200}"
-        raise ValueError(message) from error
+        reason = f"{str(error) or type(error).__name__!s:.200}"
+        raise ValueError(f"{img_file!s:.200} cannot be read: {reason}") from error
     if not fit:
         side = (image_size, image_size)
         return ImageOps.pad(_grey(image, "white"), side, color=255), ""
-    for ground in ("white", "black"):  # on which white ink would not be seen
+    for ground in ("white", "black"):  # where white ink would not show
         grey = _grey(image, ground)
         if np.ptp(np.asarray(grey)) > 0:
             return _fit(grey, image_size, threshold)
-    raise ValueError(f"{img_file!s:.200}: nothing is drawn: all pixels are alike")
+    raise ValueError(f"{img_file!s:.200} is blank: all its pixels are alike")
 
 
 def _read(img_file: ImageFile) -> Image.Image:
@@ -60,18 +60,18 @@ def _read(img_file: ImageFile) -> Image.Image:
         image.load()
         with suppress(Exception):  # damaged metadata count as none
             ImageOps.exif_transpose(image, in_place=True)
-    # Greys up to 65,535, which Pillow would clip to 8 bits, not scale.
+    # Greys up to 65,535: Pillow would clip them at 255, not scale them.
     if image.mode.startswith("I;16") or (image.mode, kind) == ("I", "PPM"):
         greys = np.asarray(image)
         clear = greys == image.info.get("transparency", -1)
         image = Image.fromarray((np.where(clear, 65535, greys) // 257).astype("u1"))
     if image.mode in ("I", "F"):
-        raise ValueError("its greys have no known range: save it with 8 or 16 bits")
+        raise ValueError("its greys have no known range: save it in 8 or 16 bits")
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 def _grey(image: Image.Image, ground: str) -> Image.Image:
-    """Return a picture in grey, laid on a ground where it is transparent."""
+    """Return a picture in grey, over `ground` where it is transparent."""
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
     return image.convert("L")
@@ -81,7 +81,7 @@ def _fit(grey: Image.Image, size: int, threshold: int) -> tuple[Image.Image, str
     """Return the drawing, found as `read_square` says, and what was done."""
     pixels = np.asarray(grey)
     rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    ground = max(np.median(pixels), np.median(rim))  # dark only if both are
+    ground = max(np.median(pixels), np.median(rim))  # dark only if both medians are
     darkest, lightest = int(pixels.min()), int(pixels.max())
     ink = max(darkest, lightest, key=lambda v: abs(v - ground))
     halfway = (ground + ink) / 2
@@ -94,7 +94,7 @@ def _fit(grey: Image.Image, size: int, threshold: int) -> tuple[Image.Image, str
     drawing = ImageOps.expand(drawing, max(drawing.size) // 20, 255)
     if max(drawing.size) < size:
         drawing = ImageOps.contain(drawing, (size, size))
-    # A thin line fills little of a pixel, but more than half of what its neighbours do.
+    # Thin lines fill little of a pixel: keep all above half their fullest neighbour.
     filled = ImageOps.pad(drawing.point(is_ink), (size, size), Image.Resampling.BOX)
     most = np.asarray(filled.filter(ImageFilter.MaxFilter(3)))
     light = np.asarray(filled) <= most // 2
@@ -102,7 +102,7 @@ def _fit(grey: Image.Image, size: int, threshold: int) -> tuple[Image.Image, str
 
 
 def _dark_pixels(grey: Image.Image, threshold: int) -> np.ndarray:
-    """Return what `scatter_pixels` does as points, (N, 2)."""
+    """Return the points of `scatter_pixels`, (N, 2)."""
     columns, rows = np.nonzero(np.asarray(grey).T <= threshold)
     return np.stack([columns, grey.height - rows], axis=1)
 
@@ -112,7 +112,7 @@ def scatter_pixels(
 ) -> tuple[list[int], list[int]]:
     """Return the pixels whose grey is at most `threshold` as (xs, ys), in pixels.
 
-    x is the column and y is image_size - row; columns outer, rows, from the top, inner.
+    x is the column and y is image_size - row; column by column, each from the top.
     """
     grey, _ = read_square(img_file, image_size, threshold)
     xs, ys = _dark_pixels(grey, threshold).T.tolist()
@@ -120,12 +120,12 @@ def scatter_pixels(
 
 
 def pack_data(x: Iterable[float], y: Iterable[float]) -> list[float]:
-    """Interleave coordinates: [x0, y0, x1, y1, ...]. ValueError if lengths differ."""
+    """Return [x, y, x, y, ...]. Raises ValueError if the lengths differ."""
     return [c for point in zip(x, y, strict=True) for c in point]
 
 
 def unpack_1d_data(v: Vector) -> tuple[Vector, Vector]:
-    """Undo `pack_data`: return (x, y) of [x0, y0, x1, y1, ...]."""
+    """Undo `pack_data`: return (x, y) of [x, y, x, y, ...], (2N,)."""
     return v[0::2], v[1::2]
 
 
@@ -136,29 +136,29 @@ def image_to_vector(
     max_points: int = 2500,
     fit: bool = False,
 ) -> torch.Tensor:
-    """Return a picture as x_0 = [x0, y0, x1, y1, ...]: (2N,), float32.
+    """Return a picture as x_0, interleaved as by `pack_data`: (2N,), float32.
 
-    The N points are the dark pixels of `read_square`, scaled as published: on a grid of
-    150, x / 25 - 3 and y / 25 - 2, hence x in [-3, 3) and y in (-2, 4] for every
-    image_size. At most `max_points` are kept, evenly spaced in their order. A warning
-    says what `fit` did, or that points are few (under 1 % of the pixels) or many (over
-    half, or over `max_points`). Raises ValueError as `read_square`, and below 2 points.
+    The N points are the dark pixels of `read_square`, scaled to a grid of 150 and then
+    as published, x / 25 - 3 and y / 25 - 2: x in [-3, 3) and y in (-2, 4]. If there are
+    more than `max_points`, that many are kept, evenly spaced in order. A warning says
+    what `fit` did, or that points are few (under 1 % of the pixels) or many (over half,
+    or over `max_points`). Raises ValueError as `read_square` does, and below 2 points.
     """
     grey, done = read_square(img_file, image_size, threshold, fit)
     points = _dark_pixels(grey, threshold)
     count, pixels = len(points), image_size**2
     few, many = count < pixels / 100, count > min(pixels / 2, max_points)
     if fit:
-        tip = ", which is few: crop to the drawing, or raise --threshold" if few else ""
+        tip = ", too few: crop to the drawing, or raise --threshold" if few else ""
         found = f"fit: {done}: {count} points{tip}"
     else:
-        found = f"{count} of {pixels} pixels are as dark as threshold {threshold} "
+        found = f"{count} of {pixels} pixels are no lighter than threshold {threshold} "
         found += f"(the darkest is {np.asarray(grey).min()}: try --fit)"
     if count > max_points:
         found += f", thinned evenly to max_points = {max_points}"
         points = points[np.linspace(0, count - 1, max_points).round().astype(int)]
     if len(points) < 2:
-        raise ValueError(f"{img_file!s:.200}: {found}, and a cloud needs 2")
+        raise ValueError(f"{img_file!s:.200}: {found}; at least 2 are needed")
     if fit or few or many:
         warnings.warn(found, stacklevel=2)
     x, y = (points * (IMG_SIZE / image_size) / 25 - [3, 2]).T

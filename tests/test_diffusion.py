@@ -61,7 +61,7 @@ def test_schedule_is_that_of_diffusers(settings):
     close(alpha_bars.float(), theirs.alphas_cumprod)
 
 
-def test_a_schedule_that_is_none_is_refused():
+def test_an_invalid_schedule_is_refused():
     for settings in ((0, 0.1), (3, 0.0), (3, 0.3), (3, 0.1, 1.0), (3, float("nan"))):
         with pytest.raises(ValueError, match="0 < beta_start <= beta_end < 1"):
             noise_schedule(*settings)
@@ -210,7 +210,7 @@ def test_gaussian_kl_is_that_of_torch():
 
 
 def test_gaussian_kl_keeps_small_differences():
-    """At equal variances v it is shift^2 / 2 v, however small; and never negative."""
+    """At equal variances v it is shift^2 / (2 v), however small; and never negative."""
     shift, v = torch.tensor(1e-7), torch.tensor(0.3)  # which float32 would lose
     close(gaussian_kl(1.0, v, 1 + shift.double(), v), shift.double() ** 2 / 2 / v)
     nearly = 0.3 * (1 + torch.tensor([0, 1e-15, -1e-12, 1e-9], dtype=torch.float64))
@@ -226,7 +226,7 @@ def test_prior_kl():
 
 @pytest.mark.parametrize("variance", ["beta", "posterior"])
 def test_vb_terms_are_the_kl_of_the_steps(variance):
-    """In sum; and of a mean that is exact but for a shift, each part by its formula."""
+    """Their sum is the KL; for a shifted exact mean, each part is its formula."""
     exact, states = PredictStart(lambda x_t, t: X_START[0], *SCHEDULE), []
 
     def model(x_t, t):
@@ -299,7 +299,7 @@ def test_a_generator_or_a_seed_drives_all_randomness():
 
 
 def test_the_published_functions_are_the_same():
-    """From one state of the generator, but at index 0, where the publication errs."""
+    """From one state of the generator, except at index 0, where the publication errs."""
     alphas, alpha_bars = (table.float() for table in SCHEDULE)
     x_start, x_t, network = *torch.randn(2, 4), Denoising(4, T)
     ours = q_sample, posterior_q, denoise_with_mu

@@ -333,9 +333,9 @@ def test_on_cuda(tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("--epochs=1.5", "--epochs: must be int from 1 to 1000000, got '1.5'"),
+        ("--epochs=1.5", "--epochs: must be a whole number from 1 to .*'1.5'"),
         ("--beta-end=nan", "0 < beta_start <= beta_end < 1"),
-        ("--timesteps=1 --as-published", "--timesteps must be above 1"),
+        ("--timesteps=1 --as-published", "--timesteps must be at least 2"),
         ("--image=none.png", "none.png cannot be read.*No such file"),
         ("--threshold=0 --image-size=10", "homer.png: 0 of 100 .*try --fit"),
         ("--output=film.mp4", "film.mp4 must end in .gif"),
@@ -384,14 +384,14 @@ def test_a_number_reaches_its_limits_and_no_further(flag, capsys):
     ):
         with pytest.raises(SystemExit):
             parse([f"--{flag}={value}"])
-        kind = "int" if whole else "float"
+        kind = "a whole number" if whole else "a number"
         assert f"--{flag}: must be {kind} from {low}" in capsys.readouterr().err
 
 
 def test_no_figure_that_is_not_finite_is_reported(tmp_path, capsys):
     """Predicted noise, divided by a vanishing alpha in every step, leaves float32."""
     flags = f"{TINY} --predict=noise --beta-start=0.999999 --beta-end=0.999999"
-    with pytest.raises(FloatingPointError, match=r"\w+ is -?(nan|inf): lower --lr or"):
+    with pytest.raises(FloatingPointError, match=r"\w+ is -?(nan|inf): lower --lr"):
         run(flags, tmp_path)
     assert "nan" not in capsys.readouterr().out and not [*tmp_path.iterdir()]
 
@@ -406,7 +406,7 @@ def test_what_fails_leaves_the_old_file(error, tmp_path):
         raise error
 
     with pytest.raises(
-        type(error), match="No space.*output.gif" if error.args else None
+        type(error), match="output.gif: No space" if error.args else None
     ):
         main.write_whole(target, half)
     assert target.read_bytes() == b"the film before" and [*tmp_path.iterdir()] == [
@@ -421,7 +421,7 @@ def test_what_cannot_be_moved_is_kept(tmp_path):
         part.write_bytes(b"the new film")
         target.mkdir()  # while it is written, so that it cannot be replaced
 
-    with pytest.raises(OSError, match=r"; it is kept as .*\.gif.*output.gif") as told:
+    with pytest.raises(OSError, match=r"output.gif: .*; the new .* as .*\.gif") as told:
         main.write_whole(target, write)
     (kept,) = {*tmp_path.iterdir()} - {target}
     assert kept.read_bytes() == b"the new film" and str(kept) in str(told.value)
