@@ -49,7 +49,7 @@ def test_a_law_draws_itself_by_its_seed(name):
 def test_bad_pictures(make, tmp_path):
     for content, reason in (
         (b"no picture", "bad.png cannot be read: "),
-        (picture(white()).read(), "bad.png: .*dark.* 50 .the darkest is 255: try"),
+        (picture(white()).read(), "bad.png.* 50 .the darkest is 255: try"),
     ):
         (tmp_path / "bad.png").write_bytes(content)
         with pytest.raises(ValueError, match=reason):
