@@ -4,15 +4,14 @@
 """
 
 import argparse
+import ctypes
 import math
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from io import TextIOWrapper
 from pathlib import Path
-from secrets import token_hex
 from time import perf_counter
 from typing import Any, Literal, cast
 
@@ -90,11 +89,10 @@ def train(
     first_index: int = 0,
     seed: int = 1,
 ) -> list[float]:
-    """Train in place on the single example x_start, (D,); return each epoch's loss.
+    """Train in place on the single example x_start, (D,); return each epoch's loss,
 
-    Each step draws indices t uniformly from first_index..T-1, noises x_start to x_t and
-    lets AdamW reduce the mean of (mu~_t(x_t, x_0) - mu_theta(x_t, t))^2. decay: anneal
-    the learning rate to 0 along half a cosine; False keeps it constant, as published.
+    the mean of (mu~_t(x_t, x_0) - mu_theta(x_t, t))^2, t uniform in first_index..T-1.
+    decay: anneal lr to 0 along half a cosine; False keeps it constant, as published.
     """
     denoise_model.train()
     generator = torch.Generator(x_start.device).manual_seed(seed)
@@ -153,9 +151,7 @@ def animate(
         return camera.animate(interval=125)
 
 
-class _Frames(PillowWriter):
-    """Keeps each frame as just drawn, and writes no file."""
-
+class _Frames(PillowWriter):  # keeps each frame as just drawn, and writes no file
     _frames: list[Image.Image]  # which PillowWriter makes anew for each animation
 
     def grab_frame(self, **savefig_kwargs: object) -> None:
@@ -225,6 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for note in notes:
         print(f"main.py: note: {note.message}", file=sys.stderr)
 
+    keep_freed_memory()
     alphas, alpha_bars = schedule
     first_index = int(args.as_published)
     denoise_model = build_model(
@@ -300,11 +297,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Turn a picture into a cloud of points, train a diffusion model on "
         "this single example, and film the reverse process. The defaults are the "
         "published settings with three fixes, which --as-published reverts.",
-        epilog="The report gives parts of the variational bound in nats per dimension: "
-        "prior_kl, KL(q(x_T | x_0) || N(0, I)); variance_kl and mean_kl, what the "
-        "variance and the mean of the reverse steps t = 2..T add. train_s: seconds of "
-        "training. loss: that of the last epoch. rmse: root mean square of the last "
-        "state minus x_0.",
+        epilog="The report: prior_kl, KL(q(x_T | x_0) || N(0, I)), and variance_kl and "
+        "mean_kl, what the variance and the mean of the reverse steps t = 2..T add to "
+        "the variational bound, in nats per dimension; train_s, seconds of training; "
+        "loss, of the last epoch; rmse, root mean square of the last state minus x_0.",
     )
 
     def flag(name: str, default: object, kind: Any, meaning: str) -> None:
@@ -351,10 +347,16 @@ def number(kind: type, low: float, high: float) -> Callable[[str], Any]:
             if low <= (value := kind(text)) <= high:
                 return value
         what = "a whole number" if kind is int else "a number"
-        message = f"must be {what} from {low} to {high}, got {text!r}"
-        raise argparse.ArgumentTypeError(message)
+        raise argparse.ArgumentTypeError(f"must be {what} from {low} to {high}")
 
     return parse
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed, or Linux zeroes gradients' pages at each step."""
+    with suppress(OSError, TypeError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0), mallopt(-1, 2**31 - 1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
 
 
 def check_output(path: Path, suffix: str, *others: Path) -> None:
@@ -367,7 +369,7 @@ def check_output(path: Path, suffix: str, *others: Path) -> None:
     try:
         if path.exists():
             open(path, "r+b").close()
-        part = Path(os.path.realpath(path)).with_name(token_hex(8))
+        part = Path(os.path.realpath(path)).with_name(os.urandom(8).hex())
         part.touch()
         part.unlink()
     except OSError as error:
@@ -377,9 +379,7 @@ def check_output(path: Path, suffix: str, *others: Path) -> None:
 def write_whole(path: File, write: Callable[[Path], object]) -> None:
     """Write a file in full or not at all; if it cannot be moved, keep it nearby."""
     target, kept = Path(os.path.realpath(path)), ""
-    part = target.with_name(
-        token_hex(8) + Path(path).suffix
-    )  # the suffix sets the format
+    part = target.with_name(os.urandom(8).hex() + Path(path).suffix)  # its format
     try:
         write(part)
         kept = f"; the new file is kept as {part}"
@@ -393,7 +393,7 @@ def write_whole(path: File, write: Callable[[Path], object]) -> None:
 
 def command(name: str, run: Callable[[], None], tip: str) -> None:
     """Run a command; report what stops it in one line, with a tip for a full memory."""
-    if isinstance(sys.stdout, TextIOWrapper):  # for names it cannot encode
+    if hasattr(sys.stdout, "reconfigure"):  # for names it cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         run()
