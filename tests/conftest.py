@@ -15,11 +15,12 @@ settings.load_profile("patient")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Start with the slowest, and keep together what shares a slow fixture."""
+    """Start with the slowest, and keep together what shares what is slow to make."""
     for item in items:
-        if "whole" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group(item.callspec.params["whole"]))
-            item.add_marker(pytest.mark.slow)
+        for law in ("pictures", "points"):
+            if law in item.name and ("whole" in item.fixturenames or law == "pictures"):
+                item.add_marker(pytest.mark.xdist_group(law))
+                item.add_marker(pytest.mark.slow)
     marks = ("slowest", "slow")
     items.sort(key=lambda item: [item.get_closest_marker(m) is None for m in marks])
 

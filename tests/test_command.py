@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from comparison import __main__ as command
 from comparison import figures, rows, tables, training
-from comparison.laws import LAWS
+from comparison.laws import LAWS, Pictures, Points
 from comparison.measures import nearest
 from comparison.methods import METHODS, chosen
 from comparison.networks import PointNetwork, UNet
@@ -25,7 +25,7 @@ from tests.laws import law, tiny
 
 FLAGS = {
     "points": "--samples 300",
-    "pictures": "--samples 40 --methods noise floor ddim-cosine flow",
+    "pictures": "--samples 20 --methods noise floor ddim-cosine flow",
 }
 over_laws = pytest.mark.parametrize("name", LAWS)
 
@@ -457,9 +457,9 @@ def test_tables_can_be_made(name, tmp_path, small, monkeypatch, capsys):
 
     for module in (tables, on_points, on_pictures, tables_command.weights):
         monkeypatch.setattr(module, "law", tiny)
-    for those in map(law, LAWS):
-        monkeypatch.setattr(type(those), "samples", 6)
-        monkeypatch.setattr(type(those), "draw", few_data)
+    for kind in (Points, Pictures):
+        monkeypatch.setattr(kind, "samples", 6)
+        monkeypatch.setattr(kind, "draw", few_data)
     monkeypatch.setattr(on_points, "LAW", tiny("points"))
     monkeypatch.setattr(on_points, "SAMPLES", 6)
     monkeypatch.setattr(on_pictures, "FEW", 4)

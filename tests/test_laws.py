@@ -24,6 +24,8 @@ from tests.common import HOMER, double, picture, seeded_by, white
 from tests.laws import law
 from utils import image_to_vector
 
+pytestmark = pytest.mark.xdist_group("pictures")
+
 IDENTITY = torch.eye(2, 3)[None]
 
 

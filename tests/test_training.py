@@ -575,6 +575,7 @@ def test_the_weights_at_hand_had_a_longer_training(folder):
     assert recipe.committed == 30_000 and recipe.steps == 5_400
 
 
+@pytest.mark.xdist_group("pictures")
 def test_committed_weights_are_those_of_the_recipes():
     files = sorted(training.WEIGHTS.iterdir())
     assert [file.name for file in files] == ["hybrid.pt", "pictures.pt", "points.pt"]
