@@ -130,7 +130,7 @@ class Denoising(nn.Module):
     """The published network: Linear - ReLU - Linear - ReLU - Linear on x_t + emb[t].
 
     emb, (T, D), is rows 1..T of the position table. The publication uses rows 0..T-1,
-    but a last step trained on the zero row leads far from x_0. hidden_dim: None is D.
+    but once index 0 is trained, its zero row leads far from x_0. hidden_dim: D if None.
     """
 
     def __init__(
@@ -223,9 +223,9 @@ def sample(
     seed: int = 2,
     device: Device = "cpu",
 ) -> Tensor:
-    """Run the reverse process from x_T, or N(0, I); return its states, x_T first:
+    """Run the reverse process from x_T, or N(0, I); return all its states, x_T first.
 
-    (T + 1 - first_index, D). first_index: where it stops; at 1, as published, with x_1.
+    They are (T + 1 - first_index, D); with first_index 1, as published, x_1 is last.
     """
     generator = Generator(device if x_T is None else x_T.device).manual_seed(seed)
     if x_T is None:
@@ -253,7 +253,7 @@ def gaussian_kl(m1: Value, v1: Value, m2: Value, v2: Value) -> Tensor:
 
 
 def prior_kl(x_start: Tensor, alpha_bars: Tensor) -> float:
-    """Return the first term, KL(q(x_T | x_0) || N(0, I)), in nats per dimension."""
+    """Return L_T of the bound, KL(q(x_T | x_0) || N(0, I)), in nats per dimension."""
     mean = alpha_bars[-1].sqrt() * x_start.double()
     return gaussian_kl(mean, 1 - alpha_bars[-1], 0, 1).mean().item()
 
@@ -269,13 +269,13 @@ def vb_terms(
     states_per_step: int = 8,
     seed: int = 3,
 ) -> tuple[Tensor, Tensor]:
-    """Return two parts of the terms at t = 2..T, (T - 1,) each, in nats per dimension:
+    """Return L_{t-1} of the bound, t = 2..T, (T - 1,), in nats per dimension, in parts:
 
         variance_kl = 1/2 [log(sigma_t^2 / beta~_t) - 1 + beta~_t / sigma_t^2]
         mean_kl     = E ||mu~_t - mu_theta(x_t, t)||^2 / (2 sigma_t^2 D)
 
-    E is the mean over `states_per_step` draws of x_t given x_start, (D,). The term at
-    t = 1 is not finite, since the last step adds no noise.
+    E is the mean over `states_per_step` draws of x_t given x_start, (D,). L_0 is not
+    finite, since the last step adds no noise.
     """
     exact, sigma2 = (reverse_variances(v, alphas) for v in ("posterior", variance))
     variance_kl = gaussian_kl(0, exact[1:], 0, sigma2[1:])

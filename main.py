@@ -89,10 +89,10 @@ def train(
     first_index: int = 0,
     seed: int = 1,
 ) -> list[float]:
-    """Train in place on the single example x_start, (D,); return each epoch's loss,
+    """Train in place on one example, x_start (D,); return the mean loss of each epoch,
 
-    the mean of (mu~_t(x_t, x_0) - mu_theta(x_t, t))^2, t uniform in first_index..T-1.
-    decay: anneal lr to 0 along half a cosine; False keeps it constant, as published.
+    (mu~_t(x_t, x_0) - mu_theta(x_t, t))^2, whatever the network predicts; indices are
+    uniform in first_index..T-1. decay: anneal lr to 0 along half a cosine, or keep it.
     """
     denoise_model.train()
     generator = torch.Generator(x_start.device).manual_seed(seed)
@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(argv)
     if args.as_published and args.timesteps < 2:
-        parser.error("--as-published skips index 0: --timesteps must be at least 2")
+        parser.error("--as-published skips t = 1: --timesteps must be at least 2")
     try:
         check_output(args.output, ".gif", args.image)
         if args.strip:
@@ -272,10 +272,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     for name, value in report.items():
         if not math.isfinite(value):
-            raise FloatingPointError(f"{name} is {value}: lower --lr or --beta-end")
+            raise FloatingPointError(f"{name} is {value}: lower --lr or change betas")
         print(f"{name:<12} {value:.{4 if value % 1 else 7}g}")  # whole numbers in full
     if report["prior_kl"] > 0.1:
-        print("note: x_T is far from pure noise: raise --beta-end or --timesteps")
+        print("note: q(x_T | x_0) is far from N(0, I): raise --beta-end or --timesteps")
 
     times = [*range(args.timesteps, first_index - 1, -1)]
     if args.both_ways:
@@ -297,10 +297,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Turn a picture into a cloud of points, train a diffusion model on "
         "this single example, and film the reverse process. The defaults are the "
         "published settings with three fixes, which --as-published reverts.",
-        epilog="The report: prior_kl, KL(q(x_T | x_0) || N(0, I)), and variance_kl and "
-        "mean_kl, what the variance and the mean of the reverse steps t = 2..T add to "
-        "the variational bound, in nats per dimension; train_s, seconds of training; "
-        "loss, of the last epoch; rmse, root mean square of the last state minus x_0.",
+        epilog="The report has the variational bound's terms in nats per dimension: "
+        "prior_kl is KL(q(x_T | x_0) || N(0, I)); variance_kl + mean_kl is that of the "
+        "reverse steps t = 2..T; t = 1 has no finite term. train_s: training time in "
+        "seconds. loss: of the last epoch. rmse: of the last state against x_0.",
     )
 
     def flag(name: str, default: object, kind: Any, meaning: str) -> None:
@@ -314,26 +314,26 @@ def _parser() -> argparse.ArgumentParser:
     outputs, variances = ["mean", "start", "noise"], ["beta", "posterior"]
     homer = Path(__file__).resolve().with_name("homer.png")
     flag("--image", homer, Path, "picture to learn, dark lines on a light background")
-    flag("--fit", False, bool, "find the drawing: invert if light, stretch, crop")
-    flag("--image-size", IMG_SIZE, number(int, 1, 10_000), "side of the grid in pixels")
+    flag("--fit", False, bool, "find the drawing: invert light on dark, stretch, crop")
+    flag("--image-size", IMG_SIZE, number(int, 1, 10_000), "resize to this many pixels")
     flag("--threshold", 50, number(int, 0, 255), "lightest grey, 0 to 255, kept as ink")
     flag("--max-points", 2500, number(int, 2, 1_000_000), "most points to keep")
     flag("--timesteps", 30, number(int, 1, 1000), "number T of diffusion steps")
     flag("--beta-start", 4e-4, float, "beta_1, the first noise variance")
     flag("--beta-end", 0.02, float, "beta_T, the last noise variance")
     flag("--predict", "mean", outputs, "network output: x_{t-1}'s mean, x_0, or noise")
-    flag("--hidden", None, count, "width of the hidden layers (default: that of x_0)")
+    flag("--hidden", None, count, "width of the hidden layers (default: dim of x_0)")
     flag("--epochs", 20, count, "epochs of training")
     flag("--steps-per-epoch", 40, count, "training steps per epoch")
-    flag("--batch-size", 1, count, "noised states per training step")
+    flag("--batch-size", 1, count, "draws of (t, x_t) per training step")
     flag("--lr", 1e-3, number(float, 1e-12, 1e3), "initial learning rate of AdamW")
-    flag("--variance", "beta", variances, "reverse variance: beta_t, or exact beta~_t")
-    flag("--as-published", False, bool, "skip index 0, embed i as row i, keep lr fixed")
-    flag("--seed", 0, number(int, 0, 2**32 - 1), "random seed, with the next four")
+    flag("--variance", "beta", variances, "sigma_t^2: beta_t, or the posterior beta~_t")
+    flag("--as-published", False, bool, "skip t = 1, embed t as row t-1, keep lr fixed")
+    flag("--seed", 0, number(int, 0, 2**32 - 1), "first of a run's five random seeds")
     flag("--device", devices[0], devices, "device to compute on")
     flag("--output", Path("output.gif"), Path, "GIF to write: the film")
-    flag("--strip", None, Path, "PNG to write: a sheet of ten stills")
-    flag("--both-ways", False, bool, "film the forward process, then back from its x_T")
+    flag("--strip", None, Path, "PNG to write: up to ten stills")
+    flag("--both-ways", False, bool, "film the forward process, then its reversal")
     flag("--fps", 8, number(float, 0.5, 50), "frames per second, as near as GIF allows")
     flag("--dpi", 120, number(int, 10, 1000), "pixels per inch of the 5-inch frames")
     return parser
@@ -355,12 +355,12 @@ def number(kind: type, low: float, high: float) -> Callable[[str], Any]:
 def keep_freed_memory() -> None:
     """Have glibc keep what is freed, or Linux zeroes gradients' pages at each step."""
     with suppress(OSError, TypeError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0), mallopt(-1, 2**31 - 1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
+        ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
+        ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def check_output(path: Path, suffix: str, *others: Path) -> None:
-    """Raise ValueError unless path has the suffix, is writable, and is no other."""
+    """Raise ValueError unless path has the suffix, is writable, and is not another."""
     if path.suffix.lower() != suffix:
         raise ValueError(f"{path} must end in {suffix}")
     for other in others:
@@ -392,7 +392,7 @@ def write_whole(path: File, write: Callable[[Path], object]) -> None:
 
 
 def command(name: str, run: Callable[[], None], tip: str) -> None:
-    """Run a command; report what stops it in one line, with a tip for a full memory."""
+    """Run a command; report what stops it in one line, with a tip on memory."""
     if hasattr(sys.stdout, "reconfigure"):  # for names it cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

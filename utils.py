@@ -29,15 +29,15 @@ def read_square(
 
     The picture (the first frame of an animation) is turned as its EXIF says, laid on
     white where it is transparent, and padded with white. `fit` finds the drawing first:
-    it inverts light on dark, stretches greys until the ground is 255 and halfway to the
-    ink is 0, crops to greys of at most `threshold`, and draws them black, thin lines
-    kept. Raises ValueError, naming img_file, if it is unreadable or, with `fit`, blank.
+    it inverts light on dark, maps the background to 255 and halfway to the ink to 0,
+    crops to greys of at most `threshold`, and redraws these in black, thin lines kept.
+    Raises ValueError, naming img_file, if it is unreadable or, with `fit`, blank.
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # mostly about metadata
             image = _read(img_file)
     except Exception as error:  # decoders raise almost anything on bad data
-        reason = f"{str(error) or type(error).__name__!s:.200}"
+        reason = f"{str(error) or type(error).__name__:.200}"
         raise ValueError(f"{img_file!s:.200} cannot be read: {reason}") from error
     if not fit:
         side = (image_size, image_size)
@@ -142,7 +142,7 @@ def image_to_vector(
     as published, x / 25 - 3 and y / 25 - 2: x in [-3, 3) and y in (-2, 4]. If there are
     more than `max_points`, that many are kept, evenly spaced in order. A warning says
     what `fit` did, or that points are few (under 1 % of the pixels) or many (over half,
-    or over `max_points`). Raises ValueError as `read_square` does, and below 2 points.
+    or over `max_points`). Raises ValueError as `read_square` does, or if under 2.
     """
     grey, done = read_square(img_file, image_size, threshold, fit)
     points = _dark_pixels(grey, threshold)

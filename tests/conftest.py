@@ -15,7 +15,7 @@ settings.load_profile("patient")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Start with the slowest, and keep together what shares what is slow to make."""
+    """Start with the slowest, and keep on one worker what shares a slow fixture."""
     for item in items:
         for law in ("pictures", "points"):
             if law in item.name and ("whole" in item.fixturenames or law == "pictures"):
