@@ -25,7 +25,7 @@ from tests.laws import law, tiny
 
 FLAGS = {
     "points": "--samples 300",
-    "pictures": "--samples 20 --methods noise floor ddim-cosine flow",
+    "pictures": "--samples 12 --methods noise floor ddim-cosine flow",
 }
 over_laws = pytest.mark.parametrize("name", LAWS)
 
