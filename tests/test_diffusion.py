@@ -48,9 +48,6 @@ def column(table, t):
     return table[t][:, None] if torch.is_tensor(t) else table[t]
 
 
-# The schedule and the forward process
-
-
 @pytest.mark.parametrize("settings", [(), (7, 0.01, 0.6), (1, 0.1, 0.1)])
 def test_schedule_is_that_of_diffusers(settings):
     """And the published one is the default."""
@@ -136,9 +133,6 @@ def test_gradients_pass_through_a_wrapper(wrapper):
     assert all(p.grad is not None and p.grad.any() for p in network.parameters())
 
 
-# The reverse process
-
-
 @pytest.mark.parametrize("t", [0, 1, 14, 29])
 @pytest.mark.parametrize(
     "variance, theirs", [("beta", "fixed_large"), ("posterior", "fixed_small")]
@@ -198,9 +192,6 @@ def test_sample_is_the_chain_of_steps(x_T, first_index):
 def test_a_misspelt_variance_is_refused():
     with pytest.raises(ValueError, match=r"'beta' or 'posterior', got 'exact'"):
         reverse_variances("exact", ALPHAS)
-
-
-# The bound
 
 
 def test_gaussian_kl_is_that_of_torch():

@@ -32,6 +32,7 @@ from diffusion import (
     vb_terms,
 )
 from tests.common import HOMER, ROOT, TINY, double, film, no_cuda
+from utils import image_to_vector
 
 SCHEDULE = noise_schedule(8, 0.02, 0.5)
 X_START = double(8).float()
@@ -65,7 +66,10 @@ def test_default_run(tmp_path):
     assert stderr == ""  # no bar, no warning, where there is no terminal
     frames, durations = film(tmp_path / "output.gif")
     assert len(frames) == 31 and frames[0].shape == (600, 600, 3)
+    assert frames[0][0, 0].tolist() == [255, 217, 15]
     assert durations == [120] * 30 + [1500]  # 8 a second is 12.5 centiseconds
+    with Image.open(tmp_path / "strip.png") as strip:
+        assert strip.size == (5 * 240 + 4 * 4, 2 * 240 + 4)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["output.gif", "strip.png"]
 
 
@@ -84,7 +88,14 @@ def test_start_run_is_the_example_of_the_readme(tmp_path, monkeypatch):
     assert Path("output.gif").read_bytes() == Path("flags.gif").read_bytes()
 
 
-# Training
+def test_as_published_run_is_that_of_the_library(tmp_path):
+    run("--as-published --epochs=1 --dpi=40", tmp_path)
+    x_start, schedule = image_to_vector(HOMER), noise_schedule()
+    model = main.build_model("mean", 2196, *schedule, published_embedding=True)
+    main.train(model, x_start, *schedule, epochs=1, decay=False, first_index=1)
+    chain, path = sample(model, schedule[0], 2196, first_index=1), tmp_path / "a.gif"
+    main.save_film(chain, [f"$t = {t}$" for t in range(30, 0, -1)], path, dpi=40)
+    assert path.read_bytes() == (tmp_path / "output.gif").read_bytes()
 
 
 class Learned(nn.Module):
@@ -157,9 +168,6 @@ def test_models_by_what_they_predict():
     functions = build, main.train, sample, vb_terms, forward
     seeds = [inspect.signature(f).parameters["seed"].default for f in functions]
     assert seeds == [0, 1, 2, 3, 4]  # as --seed 0 has them
-
-
-# Films
 
 
 def filmed(folder, chain, labels=None, **options):
@@ -238,8 +246,6 @@ def test_frame_rate_is_the_nearest_a_gif_has(tmp_path, fps, ms):
     assert durations == [ms, ms, max(1500, ms)]
 
 
-# The command line
-
 CHANGES = (
     f"--image={ROOT}/docs/cat.jpg --image-size=25 --threshold=190 --max-points=40 "
     "--timesteps=9 --beta-start=0.001 --beta-end=0.03 --predict=start --hidden=5 "
@@ -256,7 +262,7 @@ def test_every_flag_changes_the_result_and_nothing_else_does(tmp_path):
         return report, (tmp_path / "output.gif").read_bytes()
 
     usual = results("")
-    assert usual == results("--seed=0 --predict=mean")
+    assert usual == results("--seed=0 --predict=mean --variance=beta")
     for flag in CHANGES.split():
         report, film = results(flag)
         assert film != usual[1], flag
@@ -380,7 +386,7 @@ def test_a_number_reaches_its_limits_and_no_further(flag, capsys):
     for value in (low, high):
         assert vars(parse([f"--{flag}={value}"]))[flag.replace("-", "_")] == value
     for value in (
-        (low - 1, high + 1, "many") if whole else (low * 0.9, high * 1.1, "nan")
+        (low - 1, high + 1, "many") if whole else (low * 0.9, high + 0.1, "nan")
     ):
         with pytest.raises(SystemExit):
             parse([f"--{flag}={value}"])
