@@ -476,8 +476,6 @@ def test_tables_can_be_made(name, tmp_path, small, monkeypatch, capsys):
 
     for module in (rows, on_pictures):
         monkeypatch.setattr(module, "run", drawn)
-    # Of 256 components, 210 of these take as long as all else.
-    monkeypatch.setattr(on_pictures, "frechet", lambda x, y: x.shape[1] / y.shape[1])
     monkeypatch.setattr("sys.argv", ["tables", name, "--seeds", "2"])
     tables_command.main()
     tables.network.cache_clear()
