@@ -17,10 +17,12 @@ settings.load_profile("patient")
 def pytest_collection_modifyitems(items):
     """Start with the slowest, and keep on one worker what shares a slow fixture."""
     for item in items:
-        for law in ("pictures", "points"):
-            if law in item.name and ("whole" in item.fixturenames or law == "pictures"):
-                item.add_marker(pytest.mark.xdist_group(law))
-                item.add_marker(pytest.mark.slow)
+        pictures = "pictures" in item.name
+        if pictures or "whole" in item.fixturenames:
+            item.add_marker(
+                pytest.mark.xdist_group("pictures" if pictures else "points")
+            )
+            item.add_marker(pytest.mark.slow)
     marks = ("slowest", "slow")
     items.sort(key=lambda item: [item.get_closest_marker(m) is None for m in marks])
 

@@ -88,10 +88,8 @@ def test_notebook_runs_and_shows_what_is_committed(
 def test_bars_show_in_a_notebook(monkeypatch, capsys):
     """Which has no terminal; but none for what is drawn at once."""
     monkeypatch.setitem(sys.modules, "ipykernel", None)
-    main, schedule = (
-        SimpleNamespace(**runpy.run_path(ROOT / "main.py")),
-        noise_schedule(),
-    )
+    main = SimpleNamespace(**runpy.run_path(ROOT / "main.py"))
+    schedule = noise_schedule()
     main.train(main.build_model("start", 4, *schedule), torch.ones(4), *schedule)
     main.stills(torch.randn(2, 4), "ab", dpi=20)
     bar = capsys.readouterr().err
