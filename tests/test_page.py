@@ -223,7 +223,7 @@ def test_the_slider_scrubs_between_noise_and_face(opened):
 def test_arrows_lead_a_third_of_the_way(opened):
     """At t = T, to the centre."""
     page = opened("arrows=on&at=51")
-    picture(page)
+    page.wait_for_function("shown === 51")  # a busy machine computes it for a while
     page.evaluate(
         """() => { window.drawn = []; shown = -1;
             for (const name of ["moveTo", "lineTo"])
