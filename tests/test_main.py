@@ -90,13 +90,19 @@ def test_start_run_is_the_example_of_the_readme(tmp_path, monkeypatch):
 
 
 def test_as_published_run_is_that_of_the_library(tmp_path):
-    run("--as-published --epochs=1 --dpi=40", tmp_path)
-    x_start, schedule = image_to_vector(HOMER), noise_schedule()
-    model = main.build_model("mean", 2196, *schedule, published_embedding=True)
-    main.train(model, x_start, *schedule, epochs=1, decay=False, first_index=1)
-    chain, path = sample(model, schedule[0], 2196, first_index=1), tmp_path / "a.gif"
+    report, *_ = run("--as-published --epochs=1 --dpi=40 --seed=5", tmp_path)
+    x_start, path = image_to_vector(HOMER), tmp_path / "library.gif"
+    alphas, alpha_bars = schedule = noise_schedule()
+    model = main.build_model("mean", 2196, *schedule, published_embedding=True, seed=5)
+    options = {"epochs": 1, "decay": False, "first_index": 1, "seed": 6}
+    (loss,) = main.train(model, x_start, *schedule, **options)
+    chain = sample(model, alphas, 2196, first_index=1, seed=7)
     main.save_film(chain, [f"$t = {t}$" for t in range(30, 0, -1)], path, dpi=40)
     assert path.read_bytes() == (tmp_path / "output.gif").read_bytes()
+    mean_kl = vb_terms(model, x_start, *schedule, seed=8)[1].sum().item()
+    rmse = (chain[-1] - x_start).square().mean().sqrt().item()
+    expected = pytest.approx([loss, mean_kl, rmse], rel=1e-3)
+    assert [float(report[name]) for name in ("loss", "mean_kl", "rmse")] == expected
 
 
 class Learned(nn.Module):
@@ -283,12 +289,13 @@ def test_both_ways(T, flags, tmp_path, monkeypatch):
     """The film is one path of the forward process, and the chain from its very end."""
     given = []
     monkeypatch.setattr(main, "save_film", lambda *a, **k: given.extend(a))
-    report, notes, _ = run(f"{TINY} --timesteps={T} {flags} --both-ways", tmp_path)
+    flags = f"{TINY} --timesteps={T} {flags} --both-ways --seed=1"
+    report, notes, _ = run(flags, tmp_path)
     chain, labels, _ = given
     last, held = int("published" in flags), math.ceil(T / 4)
     there, start, back = chain.split([T + 1, held, T + 1 - last])
     beta_end = 0.6 if T == 30 else 0.02
-    path = forward(there[0], noise_schedule(T, beta_end=beta_end)[0])
+    path = forward(there[0], noise_schedule(T, beta_end=beta_end)[0], seed=5)
     assert torch.equal(there, path)
     assert (torch.cat([start, back[:1]]) == there[-1]).all()
     times = [*range(T + 1), *[T] * held, *range(T, last - 1, -1)]
