@@ -46,11 +46,8 @@ def run(flags, folder):
         main.main(flags.split())
     lines = out.getvalue().splitlines()
     notes = [line for line in lines if line.startswith("note:")]
-    return (
-        dict(line.split() for line in lines if line not in notes),
-        notes,
-        err.getvalue(),
-    )
+    report = dict(line.split() for line in lines if line not in notes)
+    return report, notes, err.getvalue()
 
 
 @pytest.mark.slow
@@ -64,6 +61,7 @@ def test_default_run(tmp_path):
     assert 0.01 < float(report["rmse"]) < 0.06
     assert 70 < float(report["mean_kl"]) < 77 and float(report["loss"]) < 0.1
     assert stderr == ""  # no bar, no warning, where there is no terminal
+    assert (report["output"], report["strip"]) == ("output.gif", "strip.png")
     frames, durations = film(tmp_path / "output.gif")
     assert len(frames) == 31 and frames[0].shape == (600, 600, 3)
     committed, _ = film(ROOT / "docs" / "homer.gif")
@@ -92,17 +90,15 @@ def test_start_run_is_the_example_of_the_readme(tmp_path, monkeypatch):
 def test_as_published_run_is_that_of_the_library(tmp_path):
     report, *_ = run("--as-published --epochs=1 --dpi=40 --seed=5", tmp_path)
     x_start, path = image_to_vector(HOMER), tmp_path / "library.gif"
-    alphas, alpha_bars = schedule = noise_schedule()
+    schedule = noise_schedule()
     model = main.build_model("mean", 2196, *schedule, published_embedding=True, seed=5)
     options = {"epochs": 1, "decay": False, "first_index": 1, "seed": 6}
     (loss,) = main.train(model, x_start, *schedule, **options)
-    chain = sample(model, alphas, 2196, first_index=1, seed=7)
+    chain = sample(model, schedule[0], 2196, first_index=1, seed=7)
     main.save_film(chain, [f"$t = {t}$" for t in range(30, 0, -1)], path, dpi=40)
     assert path.read_bytes() == (tmp_path / "output.gif").read_bytes()
     mean_kl = vb_terms(model, x_start, *schedule, seed=8)[1].sum().item()
-    rmse = (chain[-1] - x_start).square().mean().sqrt().item()
-    expected = pytest.approx([loss, mean_kl, rmse], rel=1e-3)
-    assert [float(report[name]) for name in ("loss", "mean_kl", "rmse")] == expected
+    assert (report["loss"], report["mean_kl"]) == (f"{loss:.4g}", f"{mean_kl:.4g}")
 
 
 class Learned(nn.Module):
