@@ -29,8 +29,8 @@ def read_square(
 
     The picture (the first frame of an animation) is turned as its EXIF says, laid on
     white where it is transparent, and padded with white. `fit` finds the drawing first:
-    it inverts light on dark, maps the background to 255 and halfway to the ink to 0,
-    crops to greys of at most `threshold`, and redraws these in black, thin lines kept.
+    it maps the background to 255 and halfway to the ink to 0, drops specks, crops to
+    greys of at most `threshold`, and redraws these in black, thin lines kept.
     Raises ValueError, naming img_file, if it is unreadable or, with `fit`, blank.
     """
     try:
@@ -40,28 +40,22 @@ def read_square(
         reason = f"{str(error) or type(error).__name__:.200}"
         raise ValueError(f"{img_file!s:.200} cannot be read: {reason}") from error
     if not fit:
-        side = (image_size, image_size)
-        return ImageOps.pad(_grey(image, "white"), side, color=255), ""
+        return ImageOps.pad(_grey(image, "white"), (image_size,) * 2, color=255), ""
     for ground in ("white", "black"):  # where white ink would not show
-        grey = _grey(image, ground)
-        if np.ptp(np.asarray(grey)) > 0:
-            return _fit(grey, image_size, threshold)
-    raise ValueError(f"{img_file!s:.200} is blank: all its pixels are alike")
+        with suppress(ValueError):
+            return _fit(_grey(image, ground), image_size, threshold)
+    raise ValueError(f"{img_file!s:.200} is blank, but for specks at most")
 
 
 def _read(img_file: ImageFile) -> Image.Image:
     """Return a picture, upright, in 8 bits: RGBA if it may be transparent, else RGB."""
-    if isinstance(img_file, Image.Image):
-        opened, kind = img_file.copy(), img_file.format
-    else:
-        opened = Image.open(img_file)
-        kind = opened.format
-    with opened as image:
+    source = img_file if isinstance(img_file, Image.Image) else Image.open(img_file)
+    with source.copy() if source is img_file else source as image:
         image.load()
         with suppress(Exception):  # damaged metadata count as none
             ImageOps.exif_transpose(image, in_place=True)
     # Greys up to 65,535: Pillow would clip them at 255, not scale them.
-    if image.mode.startswith("I;16") or (image.mode, kind) == ("I", "PPM"):
+    if image.mode.startswith("I;16") or (image.mode, source.format) == ("I", "PPM"):
         greys = np.asarray(image)
         clear = greys == image.info.get("transparency", -1)
         image = Image.fromarray((np.where(clear, 65535, greys) // 257).astype("u1"))
@@ -77,25 +71,49 @@ def _grey(image: Image.Image, ground: str) -> Image.Image:
     return image.convert("L")
 
 
+def _contrast(pixels: np.ndarray) -> tuple[float, float]:
+    """Return the greys of background and ink, which no few pixels decide."""
+    rim = np.append(pixels[[0, -1]], pixels[:, [0, -1]])
+    ground = max(np.median(pixels), np.median(rim))  # dark only if both medians are
+    apart = (pixels - ground).ravel()
+    noise = min(6 * np.quantile(abs(apart), 0.25), abs(apart).max() / 2)
+    sign = 1 if apart[abs(apart) > noise].sum() > 0 else -1
+    away = np.sort(sign * apart[sign * apart >= noise])[::-1]
+    between = (away - noise).cumsum() ** 2 / np.arange(1, len(away) + 1)  # Otsu's
+    return ground, ground + sign * away[between.argmax() // 4]
+
+
 def _fit(grey: Image.Image, size: int, threshold: int) -> tuple[Image.Image, str]:
     """Return the drawing, found as `read_square` says, and what was done."""
-    pixels = np.asarray(grey)
-    rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    ground = max(np.median(pixels), np.median(rim))  # dark only if both medians are
-    darkest, lightest = int(pixels.min()), int(pixels.max())
-    ink = max(darkest, lightest, key=lambda v: abs(v - ground))
-    halfway = (ground + ink) / 2
-    stretched = grey.point(lambda v: 255 * (v - halfway) / (ground - halfway))
-    is_ink = [255 * (v <= threshold) for v in range(256)]
-    drawing = stretched.crop(stretched.point(is_ink).getbbox())
-    done = "light on dark inverted, " if ink > ground else ""
-    done += f"greys of {darkest} to {lightest} stretched, cropped from "
-    done += "{} x {} to {} x {} pixels".format(*grey.size, *drawing.size)
+    side = max(grey.size)
+    pixels = np.asarray(grey.filter(ImageFilter.BoxBlur(side // 2000)), dtype=float)
+    ground, ink = _contrast(pixels)
+    share = (pixels - ground) / (ink - ground or 1)  # of the way to the ink
+    stretched = np.interp(share, [0, 0.5], [255, 0]).astype("u1")
+    # A speck has less ink around it than the end of a line one pixel wide.
+    for reach in (side // 50, side // 100, side // 200):
+        sums = np.pad(stretched <= threshold, ((reach + 1, reach),) * 2)
+        for _ in range(2):
+            sums = sums.cumsum(axis=0)
+            sums = (sums[2 * reach + 1 :] - sums[: -2 * reach - 1]).T
+        stretched[sums <= reach] = 255
+    filled = Image.fromarray(stretched <= threshold)
+    if not (box := filled.getbbox()):
+        raise ValueError("no ink, or only specks")
+    if np.asarray(filled.crop(box)).mean() > 0.8:  # a sheet, if something is on it
+        sheet = ImageOps.crop(grey.crop(box), side // 50)
+        if np.ptp(_contrast(np.asarray(sheet))) > abs(ink - ground) / 8:
+            with suppress(ValueError):
+                return _fit(sheet, size, threshold)
+    drawing = Image.fromarray(stretched).crop(box)
+    done = f"{'light' if ink > ground else 'dark'} ink ({ink:.0f} on {ground:.0f}), "
+    done += "cropped from {} x {} to {} x {} pixels".format(*grey.size, *drawing.size)
     drawing = ImageOps.expand(drawing, max(drawing.size) // 20, 255)
     if max(drawing.size) < size:
         drawing = ImageOps.contain(drawing, (size, size))
     # Thin lines fill little of a pixel: keep all above half their fullest neighbour.
-    filled = ImageOps.pad(drawing.point(is_ink), (size, size), Image.Resampling.BOX)
+    filled = drawing.point([255 * (v <= threshold) for v in range(256)])
+    filled = ImageOps.pad(filled, (size, size), Image.Resampling.BOX)
     most = np.asarray(filled.filter(ImageFilter.MaxFilter(3)))
     light = np.asarray(filled) <= most // 2
     return Image.fromarray(255 * light.astype("u1")), done
@@ -140,23 +158,25 @@ def image_to_vector(
 
     The N points are the dark pixels of `read_square`, scaled to a grid of 150 and then
     as published, x / 25 - 3 and y / 25 - 2: x in [-3, 3) and y in (-2, 4]. If there are
-    more than `max_points`, that many are kept, evenly spaced in order. A warning says
-    what `fit` did, or that points are few (under 1 % of the pixels) or many (over half,
-    or over `max_points`). Raises ValueError as `read_square` does, or if under 2.
+    more than `max_points`, that many are kept, even in the plane (Roberts's R2 dither).
+    A warning says what `fit` did, or that points are few (under 1 % of the pixels) or
+    many (over half, or `max_points`). Raises ValueError also for fewer than 2 points.
     """
     grey, done = read_square(img_file, image_size, threshold, fit)
     points = _dark_pixels(grey, threshold)
     count, pixels = len(points), image_size**2
     few, many = count < pixels / 100, count > min(pixels / 2, max_points)
     if fit:
-        tip = ", too few: crop to the drawing, or raise --threshold" if few else ""
-        found = f"fit: {done}: {count} points{tip}"
+        found = f"fit: {done}: {count} points"
+        found += ", too few: crop to the drawing, or raise --threshold" * few
+        found += ", many: if this is the background, crop to it" * (count > pixels / 3)
     else:
         found = f"{count} of {pixels} pixels are no lighter than threshold {threshold} "
         found += f"(the darkest is {np.asarray(grey).min()}: try --fit)"
     if count > max_points:
         found += f", thinned evenly to max_points = {max_points}"
-        points = points[np.linspace(0, count - 1, max_points).round().astype(int)]
+        order = np.argsort(points @ [0.7548776662, 0.5698402910] % 1, kind="stable")
+        points = points[np.sort(order[:max_points])]
     if len(points) < 2:
         raise ValueError(f"{img_file!s:.200}: {found}; at least 2 are needed")
     if fit or few or many:

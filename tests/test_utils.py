@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import re
 import warnings
 from itertools import pairwise
@@ -96,19 +97,33 @@ def test_a_picture_is_padded_with_white_not_squashed():
         (2501, 2500, r"2501 of .* try --fit\), thinned evenly to max_points = 2500"),
     ],
 )
-def test_few_points_and_many_are_told_and_thinned_evenly(dark, most, told):
+def test_few_points_and_many_are_told_and_thinned(dark, most, told):
     grey = white().ravel()
     grey[:dark] = 0
     file = picture(grey.reshape(150, 150).T)  # columns outer
-    whole = torch.tensor(scatter_pixels(file)).T.float()
+    whole = [*zip(*scatter_pixels(file), strict=True)]
     settings = {} if most == 2500 else {"max_points": most}
     with warnings.catch_warnings(record=True, action="always") as notes:
         cloud = image_to_vector(file, **settings).view(-1, 2)
     assert len(notes) == (told is not None)
     assert all(re.fullmatch(told, str(note.message)) for note in notes)
     assert {note.filename for note in notes} <= {__file__}  # where the call is
-    kept = whole[torch.linspace(0, dark - 1, min(dark, most)).round().long()]
-    torch.testing.assert_close(cloud, kept / 25 - torch.tensor([3, 2]))
+    points = ((cloud + torch.tensor([3, 2])) * 25).round().int().tolist()
+    kept = {*map(tuple, points)}
+    assert len(kept) == min(dark, most)
+    assert [*map(tuple, points)] == [point for point in whole if point in kept]
+
+
+@pytest.mark.parametrize("most", [300, 1000, 2500, 5000])
+def test_thinning_is_even_in_the_plane(most):
+    """As far from its neighbours as points of a square lattice are, or nearly."""
+    disc = Image.new("L", (150, 150), 255)
+    ImageDraw.Draw(disc).ellipse((10, 10, 140, 140), 0)
+    with pytest.warns(UserWarning, match="thinned evenly"):
+        cloud = image_to_vector(disc, max_points=most).view(-1, 2) * 25
+    near = torch.cdist(cloud, cloud).fill_diagonal_(99).amin(dim=1)
+    lattice = (math.pi * 65.5**2 / most) ** 0.5
+    assert near.min() > 0.5 * lattice and near.std() < 0.2 * lattice
 
 
 # Any file of it is the same picture
@@ -128,12 +143,10 @@ def files():
     palette.putpalette([0, 0, 0, 90, 0, 0])
     deep = Image.fromarray(greys.astype(np.uint16) * 257)
     veiled = Image.fromarray(np.where(greys > 127, 0, 257).astype(np.uint16))
-    pgm = (
-        b"P5 600 600 1023\n" + (greys.astype(int) * 1023 // 255).astype(">u2").tobytes()
-    )
+    pgm = (greys.astype(int) * 1023 // 255).astype(">u2").tobytes()
     return {mode: saved(grey.convert(mode), "png") for mode in ("1", "P", "RGBA")} | {
         "16-bit": saved(deep, "png"),
-        "10-bit PGM": io.BytesIO(pgm),
+        "10-bit PGM": io.BytesIO(b"P5 600 600 1023\n" + pgm),
         "transparent 16-bit": saved(veiled, "png", transparency=0),
         "transparent": saved(Image.fromarray(clear), "png"),
         "grey and alpha": saved(Image.fromarray(clear).convert("LA"), "png"),
@@ -211,10 +224,7 @@ OWN = {
     "on glass": (house("white", CLEAR, mode="RGBA"), r"0 of .* is 255"),
     "black on glass": (house("black", CLEAR, mode="RGBA"), None),
     "thin": (house("black", "white", 3000, at=50, height=2900, width=1), "0 of .* 2"),
-    "small": (
-        house("black", "white", 1200, at=1150, height=40, width=2),
-        r"0 of .* is 1",
-    ),
+    "small": (house("black", "white", 1200, at=1150, height=40, width=2), "0 of .* 1"),
     "as small as it is": (house("black", "white", 42, at=1, height=40, width=2), None),
 }
 
@@ -253,35 +263,74 @@ def test_fit_finds_a_drawing_whole_and_alone(kind):
             image_to_vector(file)
 
 
+def spotted(image, spots, grey, side=1):
+    """A copy of a picture with squares at these (x, y)."""
+    image = image.copy()
+    for x, y in spots:
+        image.paste(grey, (x, y, x + side, y + side))
+    return image
+
+
+RNG, PENCIL = np.random.default_rng(0), house(150, 240, mode="L")
+CHALK, LARGE = house(105, 15, mode="L"), PENCIL.resize((1200, 1200))
+DIM = house(55, 95, 2000, at=300, height=1400, width=12, mode="L")
+NOISY = (np.asarray(DIM) + RNG.normal(0, 12, (2000, 2000))).clip(0, 255)
+# Drawings, and the same with what is no part of them.
+SOILED = {
+    "dark pixel": (PENCIL, spotted(PENCIL, [(20, 20)], 0)),
+    "light pixel": (CHALK, spotted(CHALK, [(580, 20)], 255)),
+    "dust": (LARGE, spotted(LARGE, RNG.integers(0, 1197, (40, 2)).tolist(), 0, 3)),
+    "dim light": (DIM, Image.fromarray(NOISY.astype("u1"))),
+    "paper on a table": (PENCIL, ImageOps.expand(PENCIL, (200, 300, 200, 100), 60)),
+    "board with a light frame": (CHALK, ImageOps.expand(CHALK, 20, 230)),
+}
+
+
+@pytest.mark.parametrize("kind", SOILED)
+def test_fit_finds_a_soiled_drawing_as_if_clean(kind):
+    clean, found = (fitted(image) for image in SOILED[kind])
+    assert max(far(clean, found), far(found, clean)) < 2.5 / 25
+    near = 0.15 if kind == "dim light" else 0.03
+    assert len(found) == pytest.approx(len(clean), rel=near)
+
+
+def test_fit_takes_pencil_beside_a_pen_and_freckles_for_ink():
+    signed = PENCIL.copy()
+    ImageDraw.Draw(signed).line([(x, 530 + x % 40) for x in range(400, 500, 20)], 0, 3)
+    assert "dark ink (150 on 240)" in read_square(signed, 150, 50, fit=True)[1]
+    freckled = spotted(PENCIL, [(220, 298), (250, 298), (280, 298)], 150, 4)
+    assert len(fitted(freckled)) >= len(fitted(PENCIL)) + 3
+
+
 def test_fit_says_what_it_did():
-    specks = house((170, 170, 170), "white")  # two, darker than the drawing
-    specks.putpixel((50, 50), (0, 0, 0))
-    specks.putpixel((550, 550), (0, 0, 0))
-    inverted = (
-        r"fit: light on dark inverted, greys of 20 to 255 stretched, cropped from "
-    )
-    inverted += r"600 x 600 to 321 x 401 pixels: \d{3} points, thinned .* = 100"
-    few = "fit: greys .*: 2 points, too few: crop to .*, or raise --threshold"
+    chalk = r"light ink \(255 on 20\), cropped from 600 x 600 to 321 x 401 pixels: "
+    chalk += r"\d{3} points, thinned .* = 100"
+    dots = house("white", "white")
+    ImageDraw.Draw(dots).ellipse((50, 50, 54, 54), 0)
+    ImageDraw.Draw(dots).ellipse((550, 550, 554, 554), 0)
+    window = ImageOps.expand(PENCIL, 200, 40)
+    ImageDraw.Draw(window).text((20, 20), "File  Edit  View", 200)
     for image, said in (
-        (house("white", (20, 20, 20), width=1), inverted),
-        (specks, few),
+        (house("white", (20, 20, 20), width=1), chalk),
+        (dots, ".*: 2 points, too few: crop to .*, or raise --threshold"),
+        (window, r"light ink .*, many: if this is the background, crop to it, thin.*"),
     ):
         with pytest.warns(UserWarning) as told:
             image_to_vector(image, max_points=100, fit=True)
         (warning,) = told
         assert warning.filename == __file__  # where the call is
-        assert re.fullmatch(said, str(warning.message))
-    assert len(fitted(specks, threshold=200)) > 500
+        assert re.fullmatch("fit: " + said, str(warning.message))
 
 
 @pytest.mark.parametrize("threshold, bars", [(0, 7), (50, 8), (150, 10), (200, 12)])
 def test_fit_stretches_what_the_threshold_is_of(threshold, bars):
-    """0 is half-way from the darkest, 100, to the ground, 200, which is 255."""
-    greys = np.full((150, 150), 200)
+    """0 is halfway from most of the ink, 100, to the ground, 200, which is 255."""
+    greys = np.full((150, 250), 200)
+    greys[10:140, 150:240] = 100
     for k in range(13):
         greys[10:140, 10 * k + 10 : 10 * k + 14] = 100 + 8 * k
     x = fitted(picture(greys), threshold=threshold)[:, 0].unique()
-    assert (x.diff() > 1.5 / 25).sum() + 1 == bars
+    assert (x.diff() > 1.5 / 25).sum() == bars
 
 
 @pytest.mark.parametrize("dark", [False, True])
