@@ -64,7 +64,7 @@ def q_sample(
 
 def forward(x_start: Tensor, alphas: Tensor, *, seed: int = 4) -> Tensor:
     """Draw a forward path step by step; return its states, (T + 1, D), x_0 first."""
-    generator = Generator(x_start.device).manual_seed(seed)
+    generator = Generator(x_start.device).manual_seed(int(seed))
     path = [x_start]
     for t in range(len(alphas)):  # one step is q_sample with alpha_t in place of abar_t
         path.append(q_sample(path[-1], t, alphas, generator=generator))
@@ -227,7 +227,7 @@ def sample(
 
     They are (T + 1 - first_index, D); with first_index 1, as published, x_1 is last.
     """
-    generator = Generator(device if x_T is None else x_T.device).manual_seed(seed)
+    generator = Generator(device if x_T is None else x_T.device).manual_seed(int(seed))
     if x_T is None:
         x_T = torch.randn(data_size, generator=generator, device=device)
     chain = [x_T]
@@ -279,7 +279,7 @@ def vb_terms(
     """
     exact, sigma2 = (reverse_variances(v, alphas) for v in ("posterior", variance))
     variance_kl = gaussian_kl(0, exact[1:], 0, sigma2[1:])
-    generator = Generator(x_start.device).manual_seed(seed)
+    generator = Generator(x_start.device).manual_seed(int(seed))
     x_start = x_start.expand(states_per_step, -1)  # (B, D)
     mean_kl = torch.zeros_like(variance_kl)
     for t in range(1, len(alphas)):

@@ -7,6 +7,7 @@ import argparse
 import ctypes
 import math
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,8 +16,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, cast
 
-if __name__ == "__main__":  # whatever a notebook sets for its `!` commands
-    os.environ["MPLBACKEND"] = "agg"
+if __name__ == "__main__" and "ipykernel" not in sys.modules:
+    os.environ["MPLBACKEND"] = "agg"  # whatever a notebook's `!` command inherits
 
 import numpy as np
 import pandas as pd
@@ -49,8 +50,10 @@ from diffusion import (
 from utils import IMG_SIZE, image_to_vector, unpack_1d_data
 
 File = str | os.PathLike[str]
-# Progress bars show in notebooks and, with disable=None, in terminals.
-BAR: dict[str, Any] = {} if "ipykernel" in sys.modules else {"disable": None}
+# Progress bars show in notebooks and, where disable is None, in terminals.
+BAR: dict[str, Any] = {}
+if "ipykernel" not in sys.modules:
+    BAR["disable"] = not sys.stderr or None
 
 
 def build_model(
@@ -65,7 +68,7 @@ def build_model(
 ) -> nn.Module:
     """Return an untrained denoise_model whose network predicts what `predict` names."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(int(seed))
         network = Denoising(x_dim, len(alphas), hidden_dim)
     if published_embedding:  # index i is row i of the position table, not i + 1
         network.emb = position_encoding_init(len(alphas), x_dim)
@@ -95,7 +98,7 @@ def train(
     uniform in first_index..T-1. decay: anneal lr to 0 along half a cosine, or keep it.
     """
     denoise_model.train()
-    generator = torch.Generator(x_start.device).manual_seed(seed)
+    generator = torch.Generator(x_start.device).manual_seed(int(seed))
     optimizer = torch.optim.AdamW(denoise_model.parameters(), lr=lr, fused=True)
     scheduler = CosineAnnealingLR(optimizer, T_max=epochs * steps_per_epoch)
     x_start = x_start.expand(batch_size, -1)  # (B, D)
@@ -306,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     def flag(name: str, default: object, kind: Any, meaning: str) -> None:
         how: dict[str, Any] = {"choices" if isinstance(kind, list) else "type": kind}
         how = {"action": "store_true"} if kind is bool else how
-        meaning += "" if default in (None, False) else " (default: %(default)s)"
+        meaning += "" if default is None or kind is bool else " (default: %(default)s)"
         parser.add_argument(name, default=default, help=meaning, **how)
 
     count = number(int, 1, 1_000_000)
@@ -395,6 +398,8 @@ def command(name: str, run: Callable[[], None], tip: str) -> None:
     """Run a command; report what stops it in one line, with a tip on memory."""
     if hasattr(sys.stdout, "reconfigure"):  # for names it cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
+    if "ipykernel" not in sys.modules:  # whose own handler stays
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         run()
     except KeyboardInterrupt:

@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-if __name__ == "__main__":  # whatever backend a notebook's shell asks for
-    os.environ["MPLBACKEND"] = "agg"
+if __name__ == "__main__" and "ipykernel" not in sys.modules:
+    os.environ["MPLBACKEND"] = "agg"  # whatever a notebook's `!` command inherits
 
 import torch
 

@@ -136,7 +136,7 @@ class Pictures(NamedTuple):
 
     def draw(self, count: int, seed: int) -> Tensor:
         """Draw pictures by other seeds than those of the law's own."""
-        generator = torch.Generator().manual_seed(1000 + seed)
+        generator = torch.Generator().manual_seed(1000 + int(seed))
         return posed(self.drawing, affine(random_poses(count, generator)))
 
     def measure(self, samples: Tensor) -> tuple[float, ...]:
@@ -275,4 +275,4 @@ LAWS: dict[str, Callable[..., Law]] = {"points": points, "pictures": pictures}
 
 def seeded(law: Law, seed: int) -> torch.Generator:
     """Return a generator on the law's device."""
-    return torch.Generator(law.data.device).manual_seed(seed)
+    return torch.Generator(law.data.device).manual_seed(int(seed))

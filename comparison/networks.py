@@ -39,7 +39,7 @@ class PointNetwork(nn.Module):
     ) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(int(seed))
             angle = 2 * math.pi * torch.rand(directions)
             periods = torch.logspace(math.log10(0.3), math.log10(4), directions)
             waves = 2 * math.pi * periods * torch.stack([angle.cos(), angle.sin()])
@@ -144,7 +144,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(int(seed))
             width, level = channels[0], 4 * channels[0]
             self.register_buffer("level_waves", torch.logspace(-1, 1, level // 2))
             self.level = nn.Sequential(

@@ -67,7 +67,7 @@ def train(
 
     data: (n, D), on the network's device.
     """
-    generator = torch.Generator(data.device).manual_seed(seed)
+    generator = torch.Generator(data.device).manual_seed(int(seed))
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, fused=True)
 
     def rate(step: int) -> float:

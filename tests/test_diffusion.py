@@ -35,12 +35,9 @@ every_t = pytest.mark.parametrize("t", [0, 1, 14, 29, ROWS])
 
 def diffusers(**options):
     """The published chain of diffusers, on our tables, since it rounds its own."""
-    scheduler = DDPMScheduler(
-        T, 4e-4, 0.02, "scaled_linear", clip_sample=False, **options
-    )
-    scheduler.betas, scheduler.alphas = 1 - ALPHAS, ALPHAS
-    scheduler.alphas_cumprod = ALPHA_BARS
-    return scheduler
+    chain = DDPMScheduler(T, 4e-4, 0.02, "scaled_linear", clip_sample=False, **options)
+    chain.betas, chain.alphas, chain.alphas_cumprod = 1 - ALPHAS, ALPHAS, ALPHA_BARS
+    return chain
 
 
 def column(table, t):
@@ -87,9 +84,8 @@ def test_posterior_is_bayes_rule(t):
     likelihood = alpha / (1 - alpha)
     variance = 1 / (1 / (1 - previous) + likelihood)
     share = (variance / (1 - previous)).nan_to_num(1)  # all, where x_{t-1} is x_0
-    mean = (
-        share * previous.sqrt() * X_START + variance * likelihood / alpha.sqrt() * X_T
-    )
+    mean = share * previous.sqrt() * X_START
+    mean = mean + variance * likelihood / alpha.sqrt() * X_T
     close(posterior_mean_variance(X_START, X_T, t, *SCHEDULE), (mean, variance))
     got, covariance = posterior_q(X_START, X_T, t, *SCHEDULE)
     close(got, mean)
@@ -142,9 +138,8 @@ def test_gradients_pass_through_a_wrapper(wrapper):
 )
 def test_a_reverse_step_is_that_of_diffusers(wrapper, output, variance, theirs, t):
     model = wrapper(lambda x_t, t: EPS, *SCHEDULE)
-    got = denoise_with_mu(
-        model, X_T, t, ALPHAS, variance=variance, generator=seeded_by(1)
-    )
+    how = {"variance": variance, "generator": seeded_by(1)}
+    got = denoise_with_mu(model, X_T, t, ALPHAS, **how)
     step = diffusers(variance_type=theirs, prediction_type=output).step
     close(got, step(EPS, t, X_T, generator=seeded_by(1)).prev_sample)
 
@@ -234,12 +229,9 @@ def test_vb_terms_are_the_kl_of_the_steps(variance):
     steps = (Normal(m, v.sqrt()) for m, v in zip(means, (sigma2, small), strict=True))
     model_step, exact_step = steps
     close(variance_kl + mean_kl, kl_divergence(exact_step, model_step))
-    generator = seeded_by(7)
+    generator, rows = seeded_by(7), X_START[:1].expand(8, 4)
     for t, x_t in enumerate(states, start=1):
-        expected = q_sample(
-            X_START[:1].expand(8, 4), t, ALPHA_BARS, generator=generator
-        )
-        assert torch.equal(x_t, expected)
+        assert torch.equal(x_t, q_sample(rows, t, ALPHA_BARS, generator=generator))
     vb_terms(model, X_START[0], *SCHEDULE, states_per_step=3)
     assert len(states[-1]) == 3
 

@@ -2,20 +2,14 @@
 
 import base64
 import re
-import runpy
 import shutil
-import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 import pytest
-import torch
 from nbclient import NotebookClient
 
-from diffusion import noise_schedule
+from tests.common import ROOT, TINY
 
-ROOT = Path(__file__).parents[1]
 FILMS = {"homer": 1, "comparison": 2}
 NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?(?:e-\d+)?"
 
@@ -85,16 +79,25 @@ def test_notebook_runs_and_shows_what_is_committed(
     assert after == pytest.approx(expected_after, rel=0.5, abs=1e-4)
 
 
-def test_bars_show_in_a_notebook(monkeypatch, capsys):
-    """Which has no terminal; but none for what is drawn at once."""
-    monkeypatch.setitem(sys.modules, "ipykernel", None)
-    main = SimpleNamespace(**runpy.run_path(ROOT / "main.py"))
-    schedule = noise_schedule()
-    main.train(main.build_model("start", 4, *schedule), torch.ones(4), *schedule)
-    main.stills(torch.randn(2, 4), "ab", dpi=20)
-    bar = capsys.readouterr().err
-    assert re.search(r"training: 100%.* 20/20 .*loss=\d\.\d{4}", bar)
-    assert "drawing" not in bar
+def test_commands_run_in_a_notebook(monkeypatch, tmp_path):
+    """By %run, which shows the bar and leaves the notebook's plots on."""
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.v4.new_notebook()
+    for cell in (
+        f"%run {ROOT / 'main.py'} {TINY}",
+        "%run -m comparison points --help",
+        "import matplotlib.pyplot as plt; plt.plot([0, 1]);",
+    ):
+        notebook.cells.append(nbformat.v4.new_code_cell(cell))
+    execute(notebook, tmp_path)
+    first, second, third = (cell.outputs for cell in notebook.cells)
+    said = {output.name: output.text for output in first}
+    assert "output       output.gif" in said["stdout"]
+    assert re.search(r"training: 100%.* 2/2 .*loss=\d\.\d{4}", said["stderr"])
+    assert "drawing" not in said["stderr"]  # at once
+    assert "--samples" in second[0].text
+    assert "image/png" in third[0].data
 
 
 def test_figures_of_the_findings_are_those_of_the_notebook():

@@ -2,9 +2,10 @@
 
 import argparse
 import os
+import sys
 
-if __name__ == "__main__":  # whatever backend a notebook's shell asks for
-    os.environ["MPLBACKEND"] = "agg"
+if __name__ == "__main__" and "ipykernel" not in sys.modules:
+    os.environ["MPLBACKEND"] = "agg"  # whatever a notebook's `!` command inherits
 
 from comparison.rows import show
 from comparison.tables import TABLES, pictures, points, weights  # noqa: F401
