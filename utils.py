@@ -44,7 +44,7 @@ def read_square(
     for ground in ("white", "black"):  # where white ink would not show
         with suppress(ValueError):
             return _fit(_grey(image, ground), image_size, threshold)
-    raise ValueError(f"{img_file!s:.200} is blank, but for specks at most")
+    raise ValueError(f"{img_file!s:.200} is blank or has only specks")
 
 
 def _read(img_file: ImageFile) -> Image.Image:
@@ -169,7 +169,7 @@ def image_to_vector(
     if fit:
         found = f"fit: {done}: {count} points"
         found += ", too few: crop to the drawing, or raise --threshold" * few
-        found += ", many: if this is the background, crop to it" * (count > pixels / 3)
+        found += ", many: if paper was taken for ink, crop to it" * (count > pixels / 3)
     else:
         found = f"{count} of {pixels} pixels are no lighter than threshold {threshold} "
         found += f"(the darkest is {np.asarray(grey).min()}: try --fit)"

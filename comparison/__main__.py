@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     flag("--methods", rows, nargs="+", metavar="NAME")
     switch("--own", "give each method a network of its own, of points its paper's")
     flag("--image", "picture to learn (default: %(default)s)", type=Path, default=HOMER)
-    switch("--fit", "find the drawing: turn light on dark round, stretch greys, crop")
+    switch("--fit", "find the drawing, dark or light, and crop to it")
     default = f"{Points.samples} points, {Pictures.samples} pictures"
     samples = number(int, 2, 100_000)
     flag("--samples", f"what to draw for each row (default: {default})", type=samples)

@@ -193,7 +193,7 @@ def test_a_drawing_of_the_users(tmp_path):
     board = Image.new("L", (900, 500), 30)
     ImageDraw.Draw(board).ellipse((40, 40, 240, 200), outline=220, width=3)
     board.save(tmp_path / "board.png")
-    with pytest.warns(UserWarning, match="fit: light on dark"):
+    with pytest.warns(UserWarning, match="fit: light ink"):
         those = pictures(tmp_path / "board.png", fit=True, side=24, count=5)
     assert those.data.shape == (5, 24**2) and those.side == 24
     homer = pictures(count=5, side=24)

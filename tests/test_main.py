@@ -419,6 +419,7 @@ def test_no_figure_that_is_not_finite_is_reported(tmp_path, capsys):
 def test_what_stops_a_command_is_one_line(stop, told, tmp_path, monkeypatch):
     """And leaves the old file, even with standard output closed."""
     monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
 
     def half(part):
         part.write_bytes(b"GIF89a")

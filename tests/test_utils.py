@@ -313,7 +313,10 @@ def test_fit_says_what_it_did():
     for image, said in (
         (house("white", (20, 20, 20), width=1), chalk),
         (dots, ".*: 2 points, too few: crop to .*, or raise --threshold"),
-        (window, r"light ink .*, many: if this is the background, crop to it, thin.*"),
+        (
+            window,
+            r"light ink .*, many: if paper was taken for ink, crop to it, thin.*",
+        ),
     ):
         with pytest.warns(UserWarning) as told:
             image_to_vector(image, max_points=100, fit=True)
