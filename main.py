@@ -50,10 +50,9 @@ from diffusion import (
 from utils import IMG_SIZE, image_to_vector, unpack_1d_data
 
 File = str | os.PathLike[str]
-# Progress bars show in notebooks and, where disable is None, in terminals.
-BAR: dict[str, Any] = {}
+BAR: dict[str, Any] = {}  # of progress, shown in notebooks
 if "ipykernel" not in sys.modules:
-    BAR["disable"] = not sys.stderr or None
+    BAR["disable"] = not sys.stderr or None  # None: shown in terminals
 
 
 def build_model(
@@ -300,10 +299,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Turn a picture into a cloud of points, train a diffusion model on "
         "this single example, and film the reverse process. The defaults are the "
         "published settings with three fixes, which --as-published reverts.",
-        epilog="The report has the variational bound's terms in nats per dimension: "
-        "prior_kl is KL(q(x_T | x_0) || N(0, I)); variance_kl + mean_kl is that of the "
-        "reverse steps t = 2..T; t = 1 has no finite term. train_s: training time in "
-        "seconds. loss: of the last epoch. rmse: of the last state against x_0.",
+        epilog="Report: alpha_bar_T, squared weight of x_0 in x_T; three terms of the "
+        "bound in nats per dimension (lower is better): prior_kl (x_T against pure "
+        "noise), variance_kl and mean_kl (of the reverse steps t = 2..T); train_s, "
+        "seconds; loss, of the last epoch; rmse, of the last state (the picture is 6 "
+        "units wide).",
     )
 
     def flag(name: str, default: object, kind: Any, meaning: str) -> None:
@@ -316,29 +316,29 @@ def _parser() -> argparse.ArgumentParser:
     devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     outputs, variances = ["mean", "start", "noise"], ["beta", "posterior"]
     homer = Path(__file__).resolve().with_name("homer.png")
-    flag("--image", homer, Path, "picture to learn, dark lines on a light background")
-    flag("--fit", False, bool, "find the drawing: invert light on dark, stretch, crop")
+    flag("--image", homer, Path, "picture to learn: dark lines on a light background")
+    flag("--fit", False, bool, "find the drawing, dark or light, and crop to it")
     flag("--image-size", IMG_SIZE, number(int, 1, 10_000), "resize to this many pixels")
-    flag("--threshold", 50, number(int, 0, 255), "lightest grey, 0 to 255, kept as ink")
-    flag("--max-points", 2500, number(int, 2, 1_000_000), "most points to keep")
-    flag("--timesteps", 30, number(int, 1, 1000), "number T of diffusion steps")
-    flag("--beta-start", 4e-4, float, "beta_1, the first noise variance")
-    flag("--beta-end", 0.02, float, "beta_T, the last noise variance")
-    flag("--predict", "mean", outputs, "network output: x_{t-1}'s mean, x_0, or noise")
-    flag("--hidden", None, count, "width of the hidden layers (default: dim of x_0)")
-    flag("--epochs", 20, count, "epochs of training")
-    flag("--steps-per-epoch", 40, count, "training steps per epoch")
-    flag("--batch-size", 1, count, "draws of (t, x_t) per training step")
+    flag("--threshold", 50, number(int, 0, 255), "lightest grey of ink (0 is black)")
+    flag("--max-points", 2500, number(int, 2, 1_000_000), "maximum number of points")
+    flag("--timesteps", 30, number(int, 1, 1000), "number of diffusion steps, T")
+    flag("--beta-start", 4e-4, float, "noise variance of the first step, beta_1")
+    flag("--beta-end", 0.02, float, "noise variance of the last step, beta_T")
+    flag("--predict", "mean", outputs, "network output: mean of x_{t-1}, x_0, or noise")
+    flag("--hidden", None, count, "width of hidden layers (default: dimension of x_0)")
+    flag("--epochs", 20, count, "number of training epochs")
+    flag("--steps-per-epoch", 40, count, "training steps in each epoch")
+    flag("--batch-size", 1, count, "noisy states in each training step")
     flag("--lr", 1e-3, number(float, 1e-12, 1e3), "initial learning rate of AdamW")
-    flag("--variance", "beta", variances, "sigma_t^2: beta_t, or the posterior beta~_t")
-    flag("--as-published", False, bool, "skip t = 1, embed t as row t-1, keep lr fixed")
+    flag("--variance", "beta", variances, "reverse variance: beta_t or the posterior's")
+    flag("--as-published", False, bool, "skip t = 1, embed t as row t-1, constant lr")
     flag("--seed", 0, number(int, 0, 2**32 - 1), "first of a run's five random seeds")
     flag("--device", devices[0], devices, "device to compute on")
-    flag("--output", Path("output.gif"), Path, "GIF to write: the film")
-    flag("--strip", None, Path, "PNG to write: up to ten stills")
-    flag("--both-ways", False, bool, "film the forward process, then its reversal")
+    flag("--output", Path("output.gif"), Path, "film to write, a GIF")
+    flag("--strip", None, Path, "picture of up to ten frames to write, a PNG")
+    flag("--both-ways", False, bool, "film the forward process first")
     flag("--fps", 8, number(float, 0.5, 50), "frames per second, as near as GIF allows")
-    flag("--dpi", 120, number(int, 10, 1000), "pixels per inch of the 5-inch frames")
+    flag("--dpi", 120, number(int, 10, 1000), "resolution of the 5-inch frames")
     return parser
 
 

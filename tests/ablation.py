@@ -1,6 +1,6 @@
-"""What each choice is worth: the figures of docs/findings.md (`python -m tests.ablation`).
+"""The effect of each choice: the tables of docs/findings.md (`python -m tests.ablation`).
 
-Every run learns homer.png; figures are means over seeds, with the range of rmse.
+Every run learns homer.png; figures are means over seeds, with the range of the RMSE.
 """
 
 import argparse
@@ -25,44 +25,44 @@ from utils import image_to_vector
 
 PUBLISHED = {"beta_end": 0.02, "hidden": None, "batch": 1, "variance": "beta"}
 NEAR_NOISE = PUBLISHED | {"beta_end": 0.6}
-MENDED = NEAR_NOISE | {"hidden": 256, "batch": 8}
-WIDE = MENDED | {"hidden": None}
+FIXED = NEAR_NOISE | {"hidden": 256, "batch": 8}
+WIDE = FIXED | {"hidden": None}
 POSTERIOR = {"variance": "posterior"}
 NETWORKS = ("mean", "start", "noise")
-# What is run, what predicts, what is done otherwise than by default, and the settings.
+# Name, what the network predicts, what differs from the default, settings.
 ROWS = [
     ("as published", "mean", {"embedding", "chain", "rate"}, PUBLISHED),
-    ("as published + decay", "mean", {"embedding", "chain"}, PUBLISHED),
-    ("as published + full chain, embedding", "mean", {"rate"}, PUBLISHED),
-    ("all three: the default", "mean", set(), PUBLISHED),
-    ("the default, embedded as published", "mean", {"embedding"}, PUBLISHED),
-    ("the same, row 0 with its cosines", "mean", {"embedding", "cosines"}, PUBLISHED),
+    ("as published, but decay", "mean", {"embedding", "chain"}, PUBLISHED),
+    ("as published, but full chain and embedding", "mean", {"rate"}, PUBLISHED),
+    ("default", "mean", set(), PUBLISHED),
+    ("default, but embedding as published", "mean", {"embedding"}, PUBLISHED),
+    ("the same, cosines added to row 0", "mean", {"embedding", "cosines"}, PUBLISHED),
     ("`start`", "start", set(), PUBLISHED),
     ("`noise`", "noise", set(), PUBLISHED),
-    ("`mean`", "mean", set(), MENDED),
-    ("`start`", "start", set(), MENDED),
-    ("`start`, exact variance", "start", set(), MENDED | POSTERIOR),
-    ("`start`, width and batch as published", "start", set(), NEAR_NOISE),
-    ("`noise`", "noise", set(), MENDED),
+    ("`mean`", "mean", set(), FIXED),
+    ("`start`", "start", set(), FIXED),
+    ("`start`, posterior variance", "start", set(), FIXED | POSTERIOR),
+    ("`start`, default width and batch", "start", set(), NEAR_NOISE),
+    ("`noise`", "noise", set(), FIXED),
     ("`mean`", "mean", set(), WIDE),
     ("`noise`", "noise", set(), WIDE),
     ("`noise`, trained on L_simple", "noise", {"L_simple"}, WIDE),
     ("`noise`, trained on the bound", "noise", {"bound"}, WIDE),
-    ("`mean` + x_t", "mean", {"path"}, MENDED),
-    ("`mean` + x_t, trained on the bound", "mean", {"path", "bound"}, MENDED),
-    ("`noise` + x_t", "noise", {"path"}, MENDED),
-    ("`noise` + x_t, trained on L_simple", "noise", {"path", "L_simple"}, MENDED),
-    ("`noise` + x_t, trained on the bound", "noise", {"path", "bound"}, MENDED),
-    ("`mean` + x_t, best constant, no network", "mean + x_t", set(), MENDED),
-    ("`noise` + x_t, best constant, no network", "noise + x_t", set(), MENDED),
+    ("`mean` + x_t", "mean", {"path"}, FIXED),
+    ("`mean` + x_t, trained on the bound", "mean", {"path", "bound"}, FIXED),
+    ("`noise` + x_t", "noise", {"path"}, FIXED),
+    ("`noise` + x_t, trained on L_simple", "noise", {"path", "L_simple"}, FIXED),
+    ("`noise` + x_t, trained on the bound", "noise", {"path", "bound"}, FIXED),
+    ("`mean` + x_t, best output that ignores x_t", "mean + x_t", set(), FIXED),
+    ("`noise` + x_t, best output that ignores x_t", "noise + x_t", set(), FIXED),
 ] + [
     (f"{name}, no network", predict, set(), settings | variance)
-    for settings in (PUBLISHED, MENDED)
+    for settings in (PUBLISHED, FIXED)
     for name, predict, variance in (
-        ("predicts no noise", "nothing", {}),
-        ("best constant", "constant", {}),
+        ("predicts zero noise", "nothing", {}),
+        ("best mean that ignores x_t", "constant", {}),
         ("exact posterior", "exact", {}),
-        ("exact posterior, exact variance", "exact", POSTERIOR),
+        ("exact posterior, posterior variance", "exact", POSTERIOR),
     )
 ]
 
@@ -73,7 +73,7 @@ def noise_weights(alphas, alpha_bars):
 
 
 class Reweighted(nn.Module):
-    """Errs by a model's error over a scale for each t: `train` minimises its square."""
+    """A model whose error is divided by a scale for each t, so that `train` weights it."""
 
     def __init__(self, model, exact, scales):
         super().__init__()
@@ -85,7 +85,7 @@ class Reweighted(nn.Module):
 
 
 class WithPath(nn.Module):
-    """A network with a path from its input to its output: x_t is added to what it gives."""
+    """A network with a skip connection: x_t is added to its output."""
 
     def __init__(self, network):
         super().__init__()
@@ -96,7 +96,7 @@ class WithPath(nn.Module):
 
 
 def without_network(predict, x_start, schedule):
-    """Return a model that knows x_0: the exact one, or what a network is held against."""
+    """Return a model that knows x_0: the exact posterior, or a reference."""
     if predict == "exact":
         return PredictStart(lambda x_t, t: x_start, *schedule)
     if predict == "nothing":
@@ -112,7 +112,7 @@ def without_network(predict, x_start, schedule):
 
 
 def trained(x_start, predict, otherwise, settings, schedule, seed):
-    """Return the model of one run, trained."""
+    """Return the trained model of one run."""
     model = build_model(
         predict,
         len(x_start),
@@ -197,7 +197,7 @@ def main():
         mean_kl, *means = torch.tensor(figures).mean(dim=0).tolist()
         cells += [digits(mean_kl, 3), *(digits(mean) for mean in means)]
         rmses = [rmse for *_, rmse in figures]
-        cells[-1] += f" ({digits(min(rmses))} to {digits(max(rmses))})"
+        cells[-1] += f" ({digits(min(rmses))}-{digits(max(rmses))})"
         print("|", *(f"{cell} |" for cell in cells), flush=True)
 
     alphas, alpha_bars = noise_schedule()
@@ -211,7 +211,7 @@ def main():
         *((f"{c:.3g} x_0", c * x_start) for c in (0.0, 0.5, 1.0, 1.5)),
     ):
         with torch.no_grad():
-            means = [d(x_t, 29) for d in kept["all three: the default", 0.02]]
+            means = [d(x_t, 29) for d in kept["default", 0.02]]
         shares = [(mean @ x_start / (x_start @ x_start)).item() for mean in means]
         print(f"| {name} |", listed(shares), "|")
 
@@ -224,17 +224,17 @@ def main():
         print(f"{name}: {listed(rmses)}")
 
     print(
-        "\nThe weight of the noise's squared error in the loss, over t; the factor that"
+        "\nThe weight of the noise's squared error in the loss, over t; the factor by which"
     )
     print(
-        "predicting no noise puts on an error in x_T; the least mean_kl at width 256:\n"
+        "predicting zero noise multiplies an error in x_T; the least mean_kl at width 256:\n"
     )
     table("beta_end", "smallest", "largest", "1 / sqrt(abar_T)", "`noise`", "`mean`")
     for beta_end in (0.02, 0.6):
         alphas, alpha_bars = schedule = noise_schedule(beta_end=beta_end)
         weights = noise_weights(*schedule).square()
         passed_on = posterior_tables(*schedule)[1].square() * (1 - alpha_bars)
-        # Of the noise, all but 256 dimensions are missed, whatever is learned.
+        # At least (D - 256) / D of the noise is missed, whatever is learned.
         least = [
             (size - 256) / size * (missed / (2 * (1 - alphas)))[1:].sum()
             for missed in (weights, passed_on)
