@@ -15,8 +15,7 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 
 IMG_SIZE = 150
-"""Side, in pixels, of the square a picture is resized to: x / 25 - 3 then spans 6. The
-publication prints no value; its author's code uses 200, T. Lira's 150."""
+"""Side in pixels, as in T. Lira's code; the publication prints none, and uses 200."""
 
 ImageFile = str | os.PathLike[str] | BinaryIO | Image.Image
 Vector = TypeVar("Vector", list[float], np.ndarray, torch.Tensor)
@@ -72,7 +71,7 @@ def _grey(image: Image.Image, ground: str) -> Image.Image:
 
 
 def _contrast(pixels: np.ndarray) -> tuple[float, float]:
-    """Return the greys of background and ink, which no few pixels decide."""
+    """Return the greys of background and ink, robust to a few odd pixels."""
     rim = np.append(pixels[[0, -1]], pixels[:, [0, -1]])
     ground = max(np.median(pixels), np.median(rim))  # dark only if both medians are
     apart = (pixels - ground).ravel()
@@ -86,43 +85,44 @@ def _contrast(pixels: np.ndarray) -> tuple[float, float]:
 def _fit(grey: Image.Image, size: int, threshold: int) -> tuple[Image.Image, str]:
     """Return the drawing, found as `read_square` says, and what was done."""
     side = max(grey.size)
-    pixels = np.asarray(grey.filter(ImageFilter.BoxBlur(side // 2000)), dtype=float)
-    ground, ink = _contrast(pixels)
+    if np.ptp(np.quantile(np.asarray(grey), [0.25, 0.75])) > 1:  # a noisy background
+        grey = grey.filter(ImageFilter.BoxBlur(side // 1200))
+    ground, ink = _contrast(pixels := np.asarray(grey, dtype=float))
     share = (pixels - ground) / (ink - ground or 1)  # of the way to the ink
-    stretched = np.interp(share, [0, 0.5], [255, 0]).astype("u1")
+    is_ink = np.interp(share, [0, 0.5], [255, 0]) <= threshold
     # A speck has less ink around it than the end of a line one pixel wide.
     for reach in (side // 50, side // 100, side // 200):
-        sums = np.pad(stretched <= threshold, ((reach + 1, reach),) * 2)
+        sums = np.pad(is_ink, ((reach + 1, reach),) * 2)
         for _ in range(2):
-            sums = sums.cumsum(axis=0)
-            sums = (sums[2 * reach + 1 :] - sums[: -2 * reach - 1]).T
-        stretched[sums <= reach] = 255
-    filled = Image.fromarray(stretched <= threshold)
+            sums = ((up := sums.cumsum(0))[2 * reach + 1 :] - up[: -2 * reach - 1]).T
+        is_ink &= sums > reach
+    filled = Image.fromarray(is_ink)
     if not (box := filled.getbbox()):
         raise ValueError("no ink, or only specks")
-    if np.asarray(filled.crop(box)).mean() > 0.8:  # a sheet, if something is on it
-        sheet = ImageOps.crop(grey.crop(box), side // 50)
-        if np.ptp(_contrast(np.asarray(sheet))) > abs(ink - ground) / 8:
+    filled = filled.crop(box).convert("L")
+    whole, small = filled.size == grey.size, min(filled.size)
+    if np.asarray(filled).mean() > 204 and small > side / 4 + 2 and not whole:
+        sheet = ImageOps.crop(grey.crop(box), small // 50 + 1)
+        if np.ptp(_contrast(np.asarray(sheet))) > abs(ink - ground) / 4:
             with suppress(ValueError):
-                return _fit(sheet, size, threshold)
-    drawing = Image.fromarray(stretched).crop(box)
-    done = f"{'light' if ink > ground else 'dark'} ink ({ink:.0f} on {ground:.0f}), "
-    done += "cropped from {} x {} to {} x {} pixels".format(*grey.size, *drawing.size)
-    drawing = ImageOps.expand(drawing, max(drawing.size) // 20, 255)
-    if max(drawing.size) < size:
-        drawing = ImageOps.contain(drawing, (size, size))
-    # Thin lines fill little of a pixel: keep all above half their fullest neighbour.
-    filled = drawing.point([255 * (v <= threshold) for v in range(256)])
+                drawing, done = _fit(sheet, size, threshold)
+                return drawing, f"on a sheet, {done}"
+    kind = "light" if ink > ground else "dark"
+    done = f"{kind} ink (grey {ink:.0f} on {ground:.0f}), "
+    done += "cropped from {} x {} to {} x {} pixels".format(*grey.size, *filled.size)
+    filled = ImageOps.expand(filled, max(filled.size) // 20)
+    share, least = 0.5, 0  # of the fullest neighbour: thin lines fill little of a pixel
+    if max(filled.size) < size:  # but much, blurred, if they are enlarged
+        filled, share, least = ImageOps.contain(filled, (size, size)), 0.8, 64
     filled = ImageOps.pad(filled, (size, size), Image.Resampling.BOX)
     most = np.asarray(filled.filter(ImageFilter.MaxFilter(3)))
-    light = np.asarray(filled) <= most // 2
+    light = np.asarray(filled) <= np.maximum(share * most, least)
     return Image.fromarray(255 * light.astype("u1")), done
 
 
 def _dark_pixels(grey: Image.Image, threshold: int) -> np.ndarray:
-    """Return the points of `scatter_pixels`, (N, 2)."""
     columns, rows = np.nonzero(np.asarray(grey).T <= threshold)
-    return np.stack([columns, grey.height - rows], axis=1)
+    return np.stack([columns, grey.height - rows], axis=1)  # (N, 2)
 
 
 def scatter_pixels(
@@ -169,7 +169,7 @@ def image_to_vector(
     if fit:
         found = f"fit: {done}: {count} points"
         found += ", too few: crop to the drawing, or raise --threshold" * few
-        found += ", many: if paper was taken for ink, crop to it" * (count > pixels / 3)
+        found += ", many: if the background is ink, crop it" * (count > pixels / 8)
     else:
         found = f"{count} of {pixels} pixels are no lighter than threshold {threshold} "
         found += f"(the darkest is {np.asarray(grey).min()}: try --fit)"
