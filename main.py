@@ -91,10 +91,10 @@ def train(
     first_index: int = 0,
     seed: int = 1,
 ) -> list[float]:
-    """Train in place on one example, x_start (D,); return the mean loss of each epoch,
+    """Train in place on one example, x_start (D,); return the mean loss of each epoch.
 
-    (mu~_t(x_t, x_0) - mu_theta(x_t, t))^2, whatever the network predicts; indices are
-    uniform in first_index..T-1. decay: anneal lr to 0 along half a cosine, or keep it.
+    It is (mu~_t(x_t, x_0) - mu_theta(x_t, t))^2, whatever the network predicts, for
+    indices uniform in first_index..T-1. decay: anneal lr to 0 along half a cosine.
     """
     denoise_model.train()
     generator = torch.Generator(x_start.device).manual_seed(int(seed))
@@ -298,12 +298,11 @@ def _parser() -> argparse.ArgumentParser:
         usage=argparse.SUPPRESS,  # or every error would repeat it
         description="Turn a picture into a cloud of points, train a diffusion model on "
         "this single example, and film the reverse process. The defaults are the "
-        "published settings with three fixes, which --as-published reverts.",
-        epilog="Report: alpha_bar_T, squared weight of x_0 in x_T; three terms of the "
-        "bound in nats per dimension (lower is better): prior_kl (x_T against pure "
-        "noise), variance_kl and mean_kl (of the reverse steps t = 2..T); train_s, "
-        "seconds; loss, of the last epoch; rmse, of the last state (the picture is 6 "
-        "units wide).",
+        "published hyperparameters with three fixes, which --as-published reverts.",
+        epilog="Report: alpha_bar_T: squared weight of x_0 in x_T; prior_kl (x_T "
+        "against noise), variance_kl, mean_kl (reverse steps t = 2..T): parts of the "
+        "variational bound in nats per dimension, lower is better; train_s: seconds; "
+        "loss: last epoch; rmse: last state against x_0 (the picture is 6 units wide).",
     )
 
     def flag(name: str, default: object, kind: Any, meaning: str) -> None:
@@ -319,24 +318,24 @@ def _parser() -> argparse.ArgumentParser:
     flag("--image", homer, Path, "picture to learn: dark lines on a light background")
     flag("--fit", False, bool, "find the drawing, dark or light, and crop to it")
     flag("--image-size", IMG_SIZE, number(int, 1, 10_000), "resize to this many pixels")
-    flag("--threshold", 50, number(int, 0, 255), "lightest grey of ink (0 is black)")
+    flag("--threshold", 50, number(int, 0, 255), "lightest grey of ink; 0 is black")
     flag("--max-points", 2500, number(int, 2, 1_000_000), "maximum number of points")
     flag("--timesteps", 30, number(int, 1, 1000), "number of diffusion steps, T")
     flag("--beta-start", 4e-4, float, "noise variance of the first step, beta_1")
     flag("--beta-end", 0.02, float, "noise variance of the last step, beta_T")
-    flag("--predict", "mean", outputs, "network output: mean of x_{t-1}, x_0, or noise")
+    flag("--predict", "mean", outputs, "network output: x_{t-1}'s mean, x_0, or noise")
     flag("--hidden", None, count, "width of hidden layers (default: dimension of x_0)")
     flag("--epochs", 20, count, "number of training epochs")
     flag("--steps-per-epoch", 40, count, "training steps in each epoch")
     flag("--batch-size", 1, count, "noisy states in each training step")
     flag("--lr", 1e-3, number(float, 1e-12, 1e3), "initial learning rate of AdamW")
     flag("--variance", "beta", variances, "reverse variance: beta_t or the posterior's")
-    flag("--as-published", False, bool, "skip t = 1, embed t as row t-1, constant lr")
+    flag("--as-published", False, bool, "skip t = 1, embed t as row t-1, fix lr")
     flag("--seed", 0, number(int, 0, 2**32 - 1), "first of a run's five random seeds")
     flag("--device", devices[0], devices, "device to compute on")
-    flag("--output", Path("output.gif"), Path, "film to write, a GIF")
-    flag("--strip", None, Path, "picture of up to ten frames to write, a PNG")
-    flag("--both-ways", False, bool, "film the forward process first")
+    flag("--output", Path("output.gif"), Path, "GIF file for the film")
+    flag("--strip", None, Path, "PNG file for a strip of up to ten frames")
+    flag("--both-ways", False, bool, "film forward process, then sampling from its x_T")
     flag("--fps", 8, number(float, 0.5, 50), "frames per second, as near as GIF allows")
     flag("--dpi", 120, number(int, 10, 1000), "resolution of the 5-inch frames")
     return parser
@@ -356,7 +355,7 @@ def number(kind: type, low: float, high: float) -> Callable[[str], Any]:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed, or Linux zeroes gradients' pages at each step."""
+    """Have glibc keep freed memory, so that Linux need not zero it at each step."""
     with suppress(OSError, TypeError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
         ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
@@ -395,7 +394,7 @@ def write_whole(path: File, write: Callable[[Path], object]) -> None:
 
 
 def command(name: str, run: Callable[[], None], tip: str) -> None:
-    """Run a command; report what stops it in one line, with a tip on memory."""
+    """Run a command; report in one line what stops it, with a tip on memory."""
     if hasattr(sys.stdout, "reconfigure"):  # for names it cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     if "ipykernel" not in sys.modules:  # whose own handler stays

@@ -59,7 +59,7 @@ def _read(img_file: ImageFile) -> Image.Image:
         clear = greys == image.info.get("transparency", -1)
         image = Image.fromarray((np.where(clear, 65535, greys) // 257).astype("u1"))
     if image.mode in ("I", "F"):
-        raise ValueError("its greys have no known range: save it in 8 or 16 bits")
+        raise ValueError("its greys have no known range: save it with 8 or 16 bits")
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 

@@ -31,12 +31,12 @@ POSTERIOR = {"variance": "posterior"}
 NETWORKS = ("mean", "start", "noise")
 # Name, what the network predicts, what differs from the default, settings.
 ROWS = [
-    ("as published", "mean", {"embedding", "chain", "rate"}, PUBLISHED),
-    ("as published, but decay", "mean", {"embedding", "chain"}, PUBLISHED),
-    ("as published, but full chain and embedding", "mean", {"rate"}, PUBLISHED),
+    ("`--as-published`", "mean", {"embedding", "chain", "rate"}, PUBLISHED),
+    ("`--as-published` plus decay", "mean", {"embedding", "chain"}, PUBLISHED),
+    ("`--as-published` plus step and embedding", "mean", {"rate"}, PUBLISHED),
     ("default", "mean", set(), PUBLISHED),
-    ("default, but embedding as published", "mean", {"embedding"}, PUBLISHED),
-    ("the same, cosines added to row 0", "mean", {"embedding", "cosines"}, PUBLISHED),
+    ("default, published embedding", "mean", {"embedding"}, PUBLISHED),
+    ("default, cosines in row 0", "mean", {"embedding", "cosines"}, PUBLISHED),
     ("`start`", "start", set(), PUBLISHED),
     ("`noise`", "noise", set(), PUBLISHED),
     ("`mean`", "mean", set(), FIXED),
@@ -53,13 +53,13 @@ ROWS = [
     ("`noise` + x_t", "noise", {"path"}, FIXED),
     ("`noise` + x_t, trained on L_simple", "noise", {"path", "L_simple"}, FIXED),
     ("`noise` + x_t, trained on the bound", "noise", {"path", "bound"}, FIXED),
-    ("`mean` + x_t, best output that ignores x_t", "mean + x_t", set(), FIXED),
-    ("`noise` + x_t, best output that ignores x_t", "noise + x_t", set(), FIXED),
+    ("`mean` + x_t, best constant for each t", "mean + x_t", set(), FIXED),
+    ("`noise` + x_t, best constant for each t", "noise + x_t", set(), FIXED),
 ] + [
     (f"{name}, no network", predict, set(), settings | variance)
     for settings in (PUBLISHED, FIXED)
     for name, predict, variance in (
-        ("predicts zero noise", "nothing", {}),
+        ("epsilon = 0", "nothing", {}),
         ("best mean that ignores x_t", "constant", {}),
         ("exact posterior", "exact", {}),
         ("exact posterior, posterior variance", "exact", POSTERIOR),

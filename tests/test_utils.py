@@ -376,7 +376,7 @@ def tiff(kind):
 
 
 def test_what_is_no_picture_is_refused_by_its_name(tmp_path):
-    path, deep = tmp_path / "some.png", "its greys have no known range: save it in 8"
+    path, deep = tmp_path / "some.png", "its greys have no known range: save it with 8"
     for content, reason in (
         (None, "No such file"),
         (b"a line of text", "cannot identify"),
