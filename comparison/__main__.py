@@ -1,4 +1,4 @@
-"""The models of the field on laws made of one drawing: `python -m comparison LAW`."""
+"""The models of the field on data made of one drawing: `python -m comparison DATA`."""
 
 import argparse
 import os
@@ -6,18 +6,23 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__" and "ipykernel" not in sys.modules:
     os.environ["MPLBACKEND"] = "agg"  # whatever a notebook's `!` command inherits
 
 import torch
 
-from comparison.figures import film_sheets, plot_rows, save_gif, save_png
-from comparison.laws import HOMER, LAWS, Pictures, Points
-from comparison.methods import METHODS, chosen
-from comparison.rows import BOUNDS, Row, cells, columns, film, show, table
+from comparison.dataset import Row
+from comparison.figures import frames, save_gif, save_png
+from comparison.methods import chosen
+from comparison.pictures import Pictures
+from comparison.points import HOMER, Points
+from comparison.rows import DATASETS, REFERENCES, cells, columns, film, show, table
 from comparison.training import RECIPES, fit, load
 from main import check_output, command, number
+
+KINDS = {"points": Points, "pictures": Pictures}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,74 +32,72 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = _parser()
     args = parser.parse_args(argv)
-    names = [*BOUNDS, *dict.fromkeys(method.name for method in METHODS[args.law])]
+    known = KINDS[args.data].methods
+    names = [*REFERENCES, *dict.fromkeys(method.name for method in known)]
     for name in args.methods or ():
         if name not in names:
-            parser.error(f"--methods of {args.law}: {', '.join(names)}; got {name}")
-    png, gif = (args.output / f"{args.law}.{kind}" for kind in ("png", "gif"))
+            parser.error(f"--methods of {args.data}: {', '.join(names)}; got {name}")
+    png, gif = (args.output / f"{args.data}.{kind}" for kind in ("png", "gif"))
     fitting = {"steps": args.train_steps, "seed": args.seed if args.train else 0}
     try:
         check_output(png, ".png", args.image)
         check_output(gif, ".gif", args.image)
         with warnings.catch_warnings(record=True, action="always") as notes:
-            law = LAWS[args.law](args.image, args.device, fit=args.fit)
-        methods = chosen(law, args.methods, args.own)
-        filmed = [m for m in chosen(law, own=args.own) if m.filmed and args.film]
-        learned = [m for m in methods + filmed if "learned" in m.predictors]
-        networks = dict.fromkeys(sorted(method.own for method in learned))
+            dataset = DATASETS[args.data](args.image, args.device, fit=args.fit)
+        methods = chosen(dataset, args.methods, args.own)
+        filmed = [m for m in chosen(dataset, own=args.own) if m.filmed and args.film]
+        learned = [m for m in methods + filmed if "learned" in m.denoisers]
+        networks: dict[str, Any] = dict.fromkeys(sorted(m.own for m in learned))
         if not args.train:
-            networks = {name: load(name, law, **fitting) for name in networks}
+            networks = {name: load(name, dataset, **fitting) for name in networks}
     except ValueError as error:
         parser.error(str(error))
-    for note in [*(note.message for note in notes), *law.notes]:
+    for note in [*(note.message for note in notes), *dataset.notes]:
         print(f"comparison: note: {note}", file=sys.stderr)
     for name in networks:
-        networks[name] = networks[name] or fit(name, law, **fitting)
+        networks[name] = networks[name] or fit(name, dataset, **fitting)
 
-    bounds = [name for name in BOUNDS if name in (args.methods or BOUNDS)]
-    samples = args.samples or law.samples
-    options = args.seed, networks.get
+    shown = args.methods or REFERENCES
+    references = [name for name in REFERENCES if name in shown]
+    samples = args.samples or dataset.samples
+    options = args.seed, networks.__getitem__
     rows: list[Row] = []
 
     def printed():
-        for row in table(law, methods, samples, *options, bounds):
+        for row in table(dataset, methods, samples, *options, references):
             rows.append(row)
-            yield cells([row], law)
+            yield cells([row], dataset)
 
-    show(columns(law), printed())
-    save_png(plot_rows(rows, law), png)
+    show(columns(dataset), printed())
+    save_png(dataset.plot(rows), png)
     if args.film:
-        states = film(law, filmed, samples, *options)
-        save_gif(film_sheets(states, law, colours=args.colours), gif)
+        states = film(dataset, filmed, samples, *options)
+        save_gif(dataset.sheets(frames(states), args.colours), gif)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m comparison",
         usage=argparse.SUPPRESS,  # which every error would repeat
-        description="Samplers of the field on laws made of one drawing, with the exact "
-        "score and with a network. Prints a table and writes a figure of the samples.",
-        epilog="points: each point of the drawing is a datum. On drawing: share of the "
-        "samples within 1 px of a point. Covered: share of the points with a sample within "
-        "1 px. Sliced: Wasserstein distance over 32 directions, px. Frechet: of the "
-        "coordinates, px^2. pictures: the drawing in a random pose is a datum, 32 x 32 "
-        "greys from -1 to 1. Off pose: what no pose explains of a sample, root mean square, "
-        "the median of the first 100. Spread: total variance, of the law's. Kernel: energy "
-        "distance, of all pixels. Frechet: of the first 16 principal components. Nearer: "
-        "share of the samples that are nearer to a picture trained on than to any of as "
-        "many others: half is right, all is copying. Each has its floor, draws from the "
-        "law, and its ceiling, noise.",
+        description="Samplers of the field on data made of one drawing, with the exact "
+        "denoiser and with a network. Prints a table and writes a figure of the samples.",
+        epilog=" ".join(
+            f"{name}: {m.name}: {m.meaning}."
+            for name, kind in KINDS.items()
+            for m in kind.measures
+        ),
     )
 
-    def flag(name: str, meaning: str, **options: object) -> None:
+    def flag(name: str, meaning: str, **options: Any) -> None:
         parser.add_argument(name, help=meaning, **options)
 
     def switch(name: str, meaning: str) -> None:
         parser.add_argument(name, action="store_true", help=meaning)
 
     devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
-    flag("law", "what a datum is: points or pictures", choices=LAWS, metavar="LAW")
-    known = dict.fromkeys(m.name for methods in METHODS.values() for m in methods)
+    meaning = "what a training example is: points (each point) or pictures"
+    flag("data", meaning, choices=DATASETS, metavar="DATA")
+    known = dict.fromkeys(m.name for kind in KINDS.values() for m in kind.methods)
     rows = f"rows to make (default: all that are not slow), of {', '.join(known)}"
     flag("--methods", rows, nargs="+", metavar="NAME")
     switch("--own", "give each method a network of its own, of points its paper's")

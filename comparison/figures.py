@@ -6,6 +6,7 @@ What is in the plane is drawn on the axes of `main.py`'s film.
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import seaborn as sns
@@ -17,9 +18,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from comparison.laws import Law, Pictures, Points
-from comparison.measures import nearest
-from comparison.rows import Row
 from main import INK, PAPER, X_LIMITS, Y_LIMITS, write_whole
 
 HUES = sns.husl_palette(256, as_cmap=True)
@@ -51,14 +49,9 @@ def save_png(figure: Figure, path: Path) -> None:
 def save_gif(sheets: Sequence[Image.Image], path: Path) -> None:
     """Write the sheets of a film as a GIF, ten a second, the last one for two seconds."""
     first, *others = sheets
-    options = {"duration": [100] * len(others) + [2000], "loop": 0}
+    options: dict[str, Any] = {"duration": [100] * len(others) + [2000], "loop": 0}
     options |= {"append_images": others, "save_all": True}
     write_whole(path, lambda part: first.save(part, **options))
-
-
-def in_main_units(x: Tensor, law: Points) -> Tensor:
-    """Return normalised points, (..., 2), where `main.py` draws them."""
-    return law.centre + law.scale * x.cpu()
 
 
 def hues(ends: Tensor) -> np.ndarray:
@@ -70,67 +63,61 @@ def hues(ends: Tensor) -> np.ndarray:
 def draw_cloud(
     ax: Axes,
     cloud: Tensor,
-    law: Points,
     title: str = "",
     color: str | np.ndarray = INK,
     s: float = 2,
 ) -> None:
-    """Draw normalised points, (n, 2), with a title above, in one colour or one each."""
-    x, y = in_main_units(cloud, law).T.tolist()
+    """Draw points, (n, 2), with a title above, in one colour or one each."""
+    x, y = cloud.T.tolist()
     sns.scatterplot(x=x, y=y, ax=ax, s=s, c=color, linewidth=0)
     ax.set_title(title, size=9)
 
 
-def plot_clouds(columns: Sequence[Sequence[tuple[str, Tensor]]], law: Points) -> Figure:
+def plot_clouds(columns: Sequence[Sequence[tuple[str, Tensor]]]) -> Figure:
     """Draw columns of titled clouds, (n, 2) each, in bands of nine columns."""
     wide, high = min(9, len(columns)), max(map(len, columns))
     bands = math.ceil(len(columns) / wide)
     figure, axes = panels(bands * high, wide)
     for k, column in enumerate(columns):
         for row, (title, cloud) in enumerate(column):
-            ax = axes[k // wide * high + row, k % wide]
-            draw_cloud(ax, cloud, law, title)
+            draw_cloud(axes[k // wide * high + row, k % wide], cloud, title)
     for ax in axes.flat:
         if not ax.collections:
             ax.set_axis_off()
     return figure
 
 
-def film_sheets(
-    paths: dict[str, Tensor], law: Law, frames: int = 48, colours: bool = False
-) -> list[Image.Image]:
-    """Draw several samplers' states side by side, each from its start to its end.
-
-    paths: by title, (states, n, D). colours: points have that of the angle, about the
-    centre, at which they end.
-    """
+def frames(paths: dict[str, Tensor], count: int = 48) -> list[dict[str, Tensor]]:
+    """Return evenly spaced states of paths, by title (states, n, D), with their step."""
     shown = []
-    for share in np.linspace(0, 1, frames):
+    for share in np.linspace(0, 1, count):
         kept = {name: round(share * (len(x) - 1)) for name, x in paths.items()}
         shown.append({f"{name}: {k}": paths[name][k] for name, k in kept.items()})
-    return DRAWN[law.name][1](shown, law, colours)
+    return shown
 
 
-def _cloud_sheets(
-    shown: Sequence[dict[str, Tensor]], law: Points, colours: bool
+def cloud_sheets(
+    shown: Sequence[dict[str, Tensor]], ends: Sequence[Tensor] | None = None
 ) -> list[Image.Image]:
-    """Draw clouds side by side, one of more than unit variance reduced to it."""
+    """Draw clouds side by side, coloured by the angle of `ends`, where points end."""
     figure, (axes,) = panels(1, len(shown[0]), side=2.4)
-    inks = [hues(end) if colours else INK for end in shown[-1].values()]
-    if colours:
-        for ax in axes:
-            ax.set_facecolor("white")
+    inks = [hues(end) for end in ends] if ends else [INK] * len(axes)
+    for ax in axes if ends else ():
+        ax.set_facecolor("white")
     sheets = []
     for clouds in shown:
-        for ax, (title, x), ink in zip(axes, clouds.items(), inks):
-            for cloud in [*ax.collections]:
-                cloud.remove()
-            draw_cloud(ax, x / x.std().clamp(min=1), law, title, ink, 3)
-        figure.canvas.draw()
-        sheet = Image.fromarray(np.asarray(figure.canvas.buffer_rgba()))
+        for ax, (title, cloud), ink in zip(axes, clouds.items(), inks):
+            for old in [*ax.collections]:
+                old.remove()
+            draw_cloud(ax, cloud, title, ink, 3)
+        canvas = cast(FigureCanvasAgg, figure.canvas)
+        canvas.draw()
+        sheet = Image.fromarray(np.asarray(canvas.buffer_rgba()))
         sheets.append(sheet.convert("RGB"))
     palette = sheets[-1].quantize(64)  # where all colours lie on their own
-    return [sheet.quantize(palette=palette, dither=0) for sheet in sheets]
+    return [
+        sheet.quantize(palette=palette, dither=Image.Dither.NONE) for sheet in sheets
+    ]
 
 
 # Pictures
@@ -169,50 +156,9 @@ def plot_mosaics(parts: dict[str, Tensor], columns: int) -> Figure:
     return figure
 
 
-def _mosaic_sheets(
-    shown: Sequence[dict[str, Tensor]], law: Pictures, colours: bool
-) -> list[Image.Image]:
+def mosaic_sheets(shown: Sequence[dict[str, Tensor]]) -> list[Image.Image]:
+    """Draw mosaics of eight columns side by side."""
     grids = ([mosaic(x, 8, scale=2) for x in parts.values()] for parts in shown)
     # Sixteen greys, the same in all frames, make a fifth of the file that 256 do.
     greys = (17 * np.rint(np.concatenate(g, axis=1) / 17) for g in grids)
     return [Image.fromarray(grey.astype(np.uint8)) for grey in greys]
-
-
-# Rows of the table
-
-
-def plot_rows(rows: Sequence[Row], law: Law) -> Figure:
-    """Draw the samples of rows: clouds in columns, or mosaics below each other."""
-    return DRAWN[law.name][0](rows, law)
-
-
-def _cloud_rows(rows: Sequence[Row], law: Points) -> Figure:
-    """Draw in a column the clouds of a method, and those of the bounds."""
-    columns = {}
-    for row in rows:
-        bound = row.steps == "-"
-        title = row.method if bound else f"{row.method} {row.steps}\n{row.predictor}"
-        key = "bounds" if bound else (row.method, row.steps)
-        columns.setdefault(key, []).append((title, row.samples))
-    return plot_clouds([*columns.values()], law)
-
-
-def _mosaic_rows(rows: Sequence[Row], law: Pictures) -> Figure:
-    """Draw samples of each row, and below each the nearest picture trained on."""
-    parts, columns = {}, 14
-    for row in rows:
-        words = row.method, row.steps, row.predictor
-        title = " ".join(word for word in words if word != "-")
-        title += "" if parts else "; below each sample the nearest picture trained on"
-        x = row.samples[:columns]
-        _, index = nearest(x, law.data)
-        blank = x.new_ones(columns - len(x), x.shape[1])
-        parts[title] = torch.cat([x, blank, law.data[index], blank])
-    return plot_mosaics(parts, columns)
-
-
-# How the rows of a law's table are drawn, and the sheets of its film.
-DRAWN = {
-    "points": (_cloud_rows, _cloud_sheets),
-    "pictures": (_mosaic_rows, _mosaic_sheets),
-}

@@ -1,8 +1,6 @@
-"""How far a sample is from the law, in any unit of length.
+"""How far samples, (m, D), are from data, (n, D), in any unit of length.
 
-`samples` are (m, D) and `points`, the law's, (n, D), each of which is equally likely.
-Every measure has a floor, which as many draws from the law itself have, and a ceiling,
-pure noise's: a figure says nothing without them.
+A value says little without its references: that of fresh data, and that of noise.
 """
 
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor
 def share_near(these: Tensor, those: Tensor, within: float) -> float:
     """Return the share of these points, (m, D), that have one of those within a distance.
 
-    share_near(samples, points) is "on drawing", share_near(points, samples) "covered".
+    share_near(samples, data, 1) is precision, share_near(data, samples, 1) coverage.
     """
     return (nearest(these, those)[0] <= within).double().mean().item()
 
@@ -44,11 +42,11 @@ def nearest(these: Tensor, those: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def energy(these: Tensor, those: Tensor) -> float:
-    """Return the energy distance of two laws, estimated from samples without bias:
+    """Return the energy distance of two distributions, estimated without bias:
 
         2 E norm(x - y) - E norm(x - x') - E norm(y - y')
 
-    x and x', y and y' being different draws. It is 0 if the laws are the same, and else
+    x and x', y and y' being different draws. It is 0 if they are the same, and else
     above 0 in the mean over samples of any number (Székely and Rizzo, 2013).
     """
     x, y = these.double(), those.double()

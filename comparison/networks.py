@@ -1,7 +1,7 @@
-"""Networks. Their arguments are a predictor's: (x_t, signal, noise).
+"""Networks, called (y, sigma) as denoisers are; a `Target` says what they predict.
 
-A network sees x_t scaled to unit variance and log(noise / signal), so that one and the
-same serves every process whose levels it has seen.
+A network sees y scaled to unit variance and log(sigma), so that one and the same serves
+every process whose levels it has seen.
 """
 
 import math
@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, scaled_dot_product_attention, silu
 
 
-def unit(x_t: Tensor, signal: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x_t / sqrt(signal^2 + noise^2), and log(noise / signal) as (B, 1)."""
-    scaled = x_t / (signal.square() + noise.square()).sqrt()
-    return scaled, (noise / signal).log().expand(len(x_t), 1)
+def scaled(y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Return y / sqrt(1 + sigma^2), and log(sigma) as (B, 1)."""
+    return y / (1 + sigma.square()).sqrt(), sigma.log().expand(len(y), 1)
 
 
 class PointNetwork(nn.Module):
@@ -51,8 +50,8 @@ class PointNetwork(nn.Module):
                 layers += [nn.Linear(size, next_size), nn.SiLU()]
             self.layers = nn.Sequential(*layers, nn.Linear(width, outputs))
 
-    def forward(self, x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
-        x, level = unit(x_t, signal, noise)
+    def forward(self, y: Tensor, sigma: Tensor) -> Tensor:
+        x, level = scaled(y, sigma)
         angles = torch.cat([x @ self.waves, level * self.level_waves], dim=1)
         return self.layers(torch.cat([x, angles.sin(), angles.cos()], dim=1))
 
@@ -107,8 +106,8 @@ class Down(nn.Conv2d):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        return super().forward(x)
+    def forward(self, input: Tensor, level: Tensor | None = None) -> Tensor:
+        return super().forward(input)
 
 
 class Up(nn.Conv2d):
@@ -117,8 +116,8 @@ class Up(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 3, padding=1)
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        return super().forward(interpolate(x, scale_factor=2.0))
+    def forward(self, input: Tensor, level: Tensor | None = None) -> Tensor:
+        return super().forward(interpolate(input, scale_factor=2.0))
 
 
 class UNet(nn.Module):
@@ -175,16 +174,16 @@ class UNet(nn.Module):
             self.down, self.middle, self.up = map(nn.ModuleList, (down, middle, up))
             self.norm = nn.GroupNorm(groups, width)
             self.last = nn.Conv2d(width, 1, 3, padding=1)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
-    def forward(self, x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, y: Tensor, sigma: Tensor) -> Tensor:
         """Take and return (B, side^2), side a multiple of 2^(len(channels) - 1)."""
         # On a CPU, 2,000 pictures at once take twice as long as a hundred at a time.
-        parts = (part.split(100) for part in unit(x_t, signal, noise))
+        parts = (part.split(100) for part in scaled(y, sigma))
         return torch.cat([self.at_once(x, level) for x, level in zip(*parts)])
 
     def at_once(self, x: Tensor, level: Tensor) -> Tensor:
-        """Return the output, (B, side^2), for `unit`'s pictures and levels."""
+        """Return the output, (B, side^2), for what `scaled` gives."""
         angles = level * self.level_waves
         side = math.isqrt(x.shape[1])
         places = torch.linspace(-1, 1, side).to(x)

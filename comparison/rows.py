@@ -1,105 +1,92 @@
-"""The rows of a table: a method run with a predictor, timed and measured; and the table."""
+"""The rows of a table: a method run with a denoiser, timed and measured; and the table."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
-from statistics import median
+from statistics import mean, median, stdev
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from comparison.laws import Law, seeded
-from comparison.methods import Method
-from comparison.predictors import (
+from comparison.dataset import DataSet, Row, draw_noise, measured, seeded
+from comparison.denoisers import (
+    Denoiser,
     Exact,
-    Predictor,
     best_variance,
     clipped,
     learned_variance,
 )
-from comparison.processes import Process
+from comparison.levels import unit
+from comparison.methods import Method
+from comparison.pictures import pictures
+from comparison.points import points
 from comparison.samplers import last
 from comparison.training import RECIPES
 
 # What returns the network of a recipe of this name.
 Networks = Callable[[str], nn.Module]
-# The ceiling and the floor of every measure, as rows.
-BOUNDS = ("noise", "floor")
-
-
-class Row(NamedTuple):
-    """A row of the table, and the samples that were measured, (n, D)."""
-
-    method: str
-    predictor: str
-    steps: str
-    evaluations: int
-    measures: tuple[float, ...]
-    seconds: float
-    samples: Tensor
+# The references of every measure, as rows.
+REFERENCES = ("noise", "fresh data")
+DATASETS: dict[str, Callable[..., Any]] = {"points": points, "pictures": pictures}
 
 
 class Counted:
-    """A predictor or a network that counts its calls."""
+    """A denoiser or a network that counts its calls."""
 
-    def __init__(self, predictor: Predictor) -> None:
-        self.predictor, self.calls = predictor, 0
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser, self.calls = denoiser, 0
 
-    def __call__(self, x_t: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+    def __call__(self, y: Tensor, sigma: Tensor) -> Tensor:
         self.calls += 1
-        return self.predictor(x_t, signal, noise)
-
-
-def draw_noise(law: Law, samples: int, generator: torch.Generator) -> Tensor:
-    """Draw from N(0, I), the ceiling of every measure."""
-    like = {"generator": generator, "device": law.data.device}
-    return torch.randn(samples, law.data.shape[1], **like)
+        return self.denoiser(y, sigma)
 
 
 def start(
-    process: Process,
-    law: Law,
+    levels: Tensor,
+    dataset: DataSet,
     samples: int,
     generator: torch.Generator,
     box: bool = False,
 ) -> Tensor:
-    """Draw what a process ends at: N(0, noise_T^2 I), or uniformly from a box."""
+    """Draw from N(0, levels[0]^2 I), or uniformly from a box of that half-side."""
     if box:
-        like = {"generator": generator, "device": law.data.device}
-        x_T = 2 * torch.rand(samples, law.data.shape[1], **like) - 1
+        like = {"generator": generator, "device": dataset.data.device}
+        noise = 2 * torch.rand(samples, dataset.data.shape[1], **like) - 1
     else:
-        x_T = draw_noise(law, samples, generator)
-    return process.noise[-1].item() * x_T
+        noise = draw_noise(dataset, samples, generator)
+    return levels[0].item() * noise
 
 
 def states(
-    method: Method, law: Law, samples: int, seed: int, networks: Networks | None
+    method: Method, dataset: DataSet, samples: int, seed: int, networks: Networks | None
 ) -> tuple[Counted, Iterator[Tensor]]:
-    """Return what is evaluated, counted, and the states, (samples, D) each, of a method.
+    """Return what is evaluated, counted, and the states y, (samples, D) each.
 
-    networks: None for the exact predictor.
+    networks: None for the exact denoiser.
     """
-    options = {"generator": seeded(law, seed)}
+    options: dict[str, Any] = {"generator": seeded(dataset, seed)}
     if networks:
         counted = network = Counted(networks(method.own))
-        learned = learned_variance
-        predictor = RECIPES[method.own].predictor(network)
-        predictor = clipped(predictor, *law.box) if method.clip else predictor
+        denoiser = RECIPES[method.own].target.denoiser(network)
+        denoiser = clipped(denoiser, *dataset.box) if method.clip else denoiser
+        variance = partial(learned_variance, network, method.levels)
     else:
-        network, learned = Exact(law.data), best_variance
-        counted = predictor = Counted(network)
+        network = Exact(dataset.data)
+        counted = denoiser = Counted(network)
+        variance = partial(best_variance, network)
     if method.learns_variance:
-        options["variance"] = learned(network, method.process)
-    x_T = start(method.process, law, samples, options["generator"], method.box)
-    return counted, method.sampler(predictor, method.process, x_T, **options)
+        options["variance"] = variance()
+    y = start(method.levels, dataset, samples, options["generator"], method.box)
+    return counted, method.sampler(denoiser, method.levels, y, **options)
 
 
 def run(
-    method: Method, law: Law, samples: int, seed: int, networks: Networks | None
+    method: Method, dataset: DataSet, samples: int, seed: int, networks: Networks | None
 ) -> Row:
     """Return a method's row: what it draws, timed and measured. As `states`."""
-    counted, path = states(method, law, samples, seed, networks)
+    counted, path = states(method, dataset, samples, seed, networks)
     began = perf_counter()  # a network may have been trained for it
     drawn = last(path)
     if drawn.is_cuda:  # which still computes
@@ -107,49 +94,54 @@ def run(
     seconds = perf_counter() - began
     kind = "learned, clipped" if method.clip else "learned"
     words = method.name, kind if networks else "exact", method.steps
-    return Row(*words, counted.calls, law.measure(drawn), seconds, drawn)
+    return Row(*words, counted.calls, measured(dataset, drawn), seconds, drawn)
 
 
 def table(
-    law: Law,
+    dataset: DataSet,
     methods: Sequence[Method],
     samples: int,
     seed: int,
     networks: Networks,
-    bounds: Iterable[str] = BOUNDS,
+    references: Iterable[str] = REFERENCES,
 ) -> Iterator[Row]:
-    """Yield the rows of the bounds, ceiling and floor, and of the methods.
+    """Yield the rows of the references and of the methods.
 
-    Slow methods draw a third as many samples, which their rows say, and those of bounds
-    of their own. Every row starts from the same seed, so that rows can be compared more
+    Slow methods draw a third as many samples, which their rows say, and have references of
+    their own. Every row starts from the same seed, so that rows can be compared more
     finely than their spread over seeds says.
     """
     fewer = max(2, samples // 3)
     counts = {samples, fewer} if any(m.slow for m in methods) else {samples}
-    for name in bounds:
+    for name in references:
         for count in sorted(counts, reverse=True):
             if name == "noise":
-                drawn = draw_noise(law, count, seeded(law, seed))
+                drawn = draw_noise(dataset, count, seeded(dataset, seed))
             else:
-                drawn = law.draw(count, seed)
+                drawn = dataset.draw(count, seed)
             titled = name if count == samples else f"{name} ({count})"
-            yield Row(titled, "-", "-", 0, law.measure(drawn), 0.0, drawn)
+            yield Row(titled, "-", "-", 0, measured(dataset, drawn), 0.0, drawn)
     for method in methods:
-        for kind in method.predictors:
+        for kind in method.denoisers:
             count = fewer if method.slow else samples
             known = networks if kind == "learned" else None
-            row = run(method, law, count, seed, known)
+            row = run(method, dataset, count, seed, known)
             yield row._replace(method=f"{row.method} ({count})") if method.slow else row
 
 
 def film(
-    law: Law, methods: Iterable[Method], samples: int, seed: int, networks: Networks
+    dataset: DataSet,
+    methods: Iterable[Method],
+    samples: int,
+    seed: int,
+    networks: Networks,
 ) -> dict[str, Tensor]:
-    """Return all states, (states, n, D), of each method by its name."""
+    """Return all states of each method by its name, (states, n, D), as `unit` has them."""
     paths = {}
     for method in methods:
-        _, path = states(method, law, min(samples, law.filmed), seed, networks)
-        paths[method.name] = torch.stack([*path])
+        _, path = states(method, dataset, min(samples, dataset.filmed), seed, networks)
+        sigmas = method.levels_of_states()
+        paths[method.name] = torch.stack([unit(y, s) for y, s in zip(path, sigmas)])
     return paths
 
 
@@ -163,25 +155,35 @@ def show(fields: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
 
 
 def over(values: Iterable[float], digits: int) -> str:
-    """Return the mean of values, and half of what lies between lowest and highest."""
+    """Return the mean of values and, of several, their sample standard deviation."""
     values = list(values)
-    mean, half = sum(values) / len(values), (max(values) - min(values)) / 2
-    digits = f".{digits}f" if mean < 1e6 else ".0e"
-    return f"{mean:{digits}}" + f" ± {half:{digits}}" * (len(values) > 1)
+    form = f".{digits}f" if mean(values) < 1e6 else ".0e"
+    spread = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{mean(values):{form}}{spread}"
 
 
-def spread(runs: Iterable[Iterable[float]], digits: Iterable[int]) -> list[str]:
+def over_runs(runs: Iterable[Iterable[float]], digits: Iterable[int]) -> list[str]:
     """Return each column of runs, the measures for instance, `over` the runs."""
     return [over(values, d) for values, d in zip(zip(*runs), digits)]
 
 
-def columns(law: Law) -> list[str]:
+def names(dataset: Any) -> list[str]:
+    """Return the names of a data set's measures."""
+    return [measure.name for measure in dataset.measures]
+
+
+def digits(dataset: Any) -> list[int]:
+    """Return the digits of a data set's measures."""
+    return [measure.digits for measure in dataset.measures]
+
+
+def columns(dataset: Any) -> list[str]:
     """Return the columns of the table of methods."""
-    return ["method", "predictor", "steps", "evaluations", *law.measures, "seconds"]
+    return ["method", "denoiser", "steps", "evaluations", *names(dataset), "seconds"]
 
 
-def cells(same: Sequence[Row], law: Law) -> list[object]:
+def cells(same: Sequence[Row], dataset: DataSet) -> list[object]:
     """Return the cells of one method's rows over seeds; of the seconds the median."""
     seconds = median(row.seconds for row in same)
-    measured = spread((row.measures for row in same), law.measures.values())
-    return [*same[0][:4], *measured, f"{seconds:.1f}"]
+    measures = over_runs((row.measures for row in same), digits(dataset))
+    return [*same[0][:4], *measures, f"{seconds:.1f}"]

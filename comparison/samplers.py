@@ -1,22 +1,31 @@
-"""The ways back: samplers, each for any predictor.
+"""Samplers, each for any denoiser: every step is y = D + ratio (y - D) + s z.
 
-A sampler is a generator of states, (B, D): the start first, then one for each step, x_0
-last. `last` keeps the last, `list` all. Steps go down the process's rows, and the last
-one ends at row -1, the datum, where signal is 1 and noise 0. `generator` drives the
-randomness; None means PyTorch's global state.
+D = denoiser(y, here) estimates x_0 at the level `here`; the step leads to `there`:
+
+    ratio = there / here,    s = 0                     DDIM, the probability flow by Euler
+    ratio = (there / here)^2,    s^2 = a variance      DDPM, reverse diffusion
+
+with sqrt(there^2 - s^2) / here between them. A sampler is a generator of states y,
+(B, D): the start first, x_0 last. `last` keeps the last. `levels` are those of
+`levels.py`; `generator` drives the randomness, None means PyTorch's global state.
 """
 
 from collections import deque
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from comparison.predictors import Predictor, Variance, denoiser
-from comparison.processes import Process
-from diffusion import denoise_with_mu
+from comparison.denoisers import (
+    NAMED,
+    Denoiser,
+    Variance,
+    beta,
+    exploding,
+    posterior,
+)
+from comparison.levels import kept_rows, vp_time
 
 Generator = torch.Generator | None
 
@@ -26,14 +35,17 @@ def last(states: Iterator[Tensor]) -> Tensor:
     return deque(states, maxlen=1).pop()
 
 
-def normal_like(x: Tensor, generator: Generator) -> Tensor:
-    """Return standard normal noise of x's shape, dtype and device."""
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+def normal_like(y: Tensor, generator: Generator) -> Tensor:
+    """Return standard normal noise of y's shape, dtype and device."""
+    return torch.randn(y.shape, generator=generator, dtype=y.dtype, device=y.device)
 
 
-def _need(holds: bool, what: str) -> None:
-    if not holds:
-        raise ValueError(f"{what}, and this process has none")
+def ancestral_step(
+    x_start: Tensor, y: Tensor, here: Tensor, there: Tensor, s2: Tensor, z: Generator
+) -> Tensor:
+    """Return a draw from N(D + (there / here)^2 (y - D), s^2 I); at 0, its mean."""
+    y = x_start + (there / here) ** 2 * (y - x_start)
+    return y + s2.sqrt() * normal_like(y, z) if there > 0 else y
 
 
 # Ancestral and implicit
@@ -41,81 +53,94 @@ def _need(holds: bool, what: str) -> None:
 
 @torch.no_grad()
 def ddpm(
-    predictor: Predictor,
-    process: Process,
-    x_T: Tensor,
+    denoiser: Denoiser,
+    levels: Tensor,
+    y: Tensor,
     *,
-    variance: Literal["beta", "posterior"] | Variance = "beta",
+    variance: str | Variance = "beta",
     generator: Generator = None,
 ) -> Iterator[Tensor]:
-    """Draw x_{t-1} from N(mu_theta(x_t, t), sigma_t^2 I), Ho et al.'s algorithm 2.
+    """Draw by DDPM, Ho et al.'s algorithm 2:
 
-    variance: what sigma_t^2 is: beta_t, beta~_t, or what a callable returns. process: a
-    variance-preserving one, else ValueError.
+        x_{t-1} = (x_t - beta_t / sqrt(1 - abar_t) eps) / sqrt(alpha_t) + sigma_t z
+
+    which in y is D + (there / here)^2 (y - D) + s z, s^2 = sigma_t^2 / abar_{t-1}.
+    variance: "beta", "posterior", or what returns s^2.
     """
-    alphas, _ = process.schedule()
-    mean = denoiser(predictor, process)
-    yield x_T
-    x = x_T
-    for t in reversed(range(process.steps)):
-        sigma2 = variance(x, t) if callable(variance) else variance
-        x = denoise_with_mu(mean, x, t, alphas, variance=sigma2, generator=generator)
-        yield x
+    of = variance if callable(variance) else NAMED[variance]
+    yield y
+    for here, there in pairwise(levels.to(y)):
+        x_start, s2 = denoiser(y, here), of(y, here, there)
+        y = ancestral_step(x_start, y, here, there, s2, generator)
+        yield y
+
+
+@torch.no_grad()
+def ddpm_stale_alphas(
+    denoiser: Denoiser,
+    levels: Tensor,
+    y: Tensor,
+    *,
+    kept: int = 50,
+    generator: Generator = None,
+) -> Iterator[Tensor]:
+    """Show a bug: DDPM that skips levels, as if each step still led to the next level.
+
+    Few levels are visited, each with its own alpha_t, so that a step removes the noise of
+    one level where many are due; `respaced` is right. huggingface/diffusers had this bug
+    until its pull request 2076, January 2023. x_{t-1} is then taken for x at the next
+    level that is kept: in y, it is multiplied by the quotient of the signals.
+    """
+    yield y
+    levels = levels.to(y)
+    rows = [*kept_rows(len(levels) - 1, kept).tolist(), len(levels) - 1]
+    for row, below in pairwise(rows):
+        here, there, x_start = levels[row], levels[row + 1], denoiser(y, levels[row])
+        y = ancestral_step(x_start, y, here, there, beta(here, there), generator)
+        y = y * ((1 + levels[below] ** 2) / (1 + there**2)).sqrt()
+        yield y
 
 
 @torch.no_grad()
 def ddim(
-    predictor: Predictor,
-    process: Process,
-    x_T: Tensor,
+    denoiser: Denoiser,
+    levels: Tensor,
+    y: Tensor,
     *,
     eta: float = 0.0,
     generator: Generator = None,
 ) -> Iterator[Tensor]:
-    """Go back as DDIM does, (31), here for any process:
+    """Draw by DDIM, (31):
 
-        x_{t-1} = signal_{t-1} x_0 + sqrt(noise_{t-1}^2 - sigma_t^2) eps + sigma_t z,
-        sigma_t = eta noise_{t-1} / noise_t
-                  sqrt(noise_t^2 - (noise_{t-1} signal_t / signal_{t-1})^2)
+        x_{t-1} = signal_{t-1} x_0 + sqrt(noise_{t-1}^2 - sigma_t^2) eps + sigma_t z
 
-    where x_0 and eps are the predictor's estimates and z ~ N(0, I). With eta = 0 it is
-    deterministic, and with 1 it is DDPM with variance beta~_t. Raises ValueError unless
-    0 <= eta <= 1.
+    with sigma_t = eta sqrt(beta~_t): deterministic for eta = 0, DDPM with beta~_t for 1.
+    With eta = 0 it is Euler's method on the probability flow, and on `straight` levels
+    the sampler of rectified flow. Raises ValueError unless 0 <= eta <= 1.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be 0 to 1, got {eta}")
-    yield x_T
-    x = x_T
-    for t in reversed(range(process.steps)):
-        signal, noise = process.at(t, x)
-        signal_prev, noise_prev = process.at(t - 1, x)
-        eps = predictor(x, signal, noise)
-        x_start = (x - noise * eps) / signal
-        added = noise.square() - (noise_prev * signal / signal_prev).square()
-        sigma = eta * noise_prev / noise * added.sqrt()
-        x = signal_prev * x_start + (noise_prev.square() - sigma.square()).sqrt() * eps
+    yield y
+    for here, there in pairwise(levels.to(y)):
+        x_start = denoiser(y, here)
+        s2 = eta**2 * posterior(here, there)
+        y = x_start + (there**2 - s2).sqrt() / here * (y - x_start)
         if eta > 0:
-            x = x + sigma * normal_like(x, generator)
-        yield x
+            y = y + s2.sqrt() * normal_like(y, generator)
+        yield y
 
 
 @torch.no_grad()
-def ddim_encode(
-    predictor: Predictor, process: Process, x_start: Tensor
-) -> Iterator[Tensor]:
-    """Run DDIM's deterministic step (31) forward, from data to x_T: x_0 first.
+def encode(denoiser: Denoiser, levels: Tensor, y: Tensor) -> Iterator[Tensor]:
+    """Run DDIM backwards, from data to noise: x_0 first.
 
-    Each step takes eps where it starts; the first, which starts at noise 0, takes it at
-    row 0.
+    Each step takes D where it starts, and the first, which starts at 0, where it ends.
     """
-    yield x_start
-    x = x_start
-    for t in range(process.steps):
-        eps = predictor(x, *process.at(max(t - 1, 0), x))
-        signal, noise = process.at(t - 1, x)
-        signal_next, noise_next = process.at(t, x)
-        x = signal_next * (x - noise * eps) / signal + noise_next * eps
-        yield x
+    yield y
+    for here, there in pairwise(levels.to(y).flip(0)):
+        at = here if here > 0 else there
+        y = y + (there - here) * (y - denoiser(y, at)) / at
+        yield y
 
 
 def slerp(x: Tensor, y: Tensor, share: float) -> Tensor:
@@ -124,43 +149,33 @@ def slerp(x: Tensor, y: Tensor, share: float) -> Tensor:
     Between two of one norm, as Gaussian noise nearly has in many dimensions, it keeps
     that norm, where the chord would fall short of it.
     """
-    cosine = torch.nn.functional.cosine_similarity(x, y, dim=-1).clamp(
-        -1 + 1e-6, 1 - 1e-6
-    )
-    angle = cosine.acos()[:, None]
+    cosine = torch.nn.functional.cosine_similarity(x, y, dim=-1)
+    angle = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()[:, None]
     return (((1 - share) * angle).sin() * x + (share * angle).sin() * y) / angle.sin()
 
 
 @torch.no_grad()
 def inpaint(
-    predictor: Predictor,
-    process: Process,
-    x_T: Tensor,
+    denoiser: Denoiser,
+    levels: Tensor,
+    y: Tensor,
     known: Tensor,
     given: Tensor,
     *,
     generator: Generator = None,
 ) -> Iterator[Tensor]:
-    """Draw the rest of data of which a part is given, section 4.4: DDPM with beta~_t.
+    """Draw the rest of data of which a part is given: DDPM with beta~_t and replacement.
 
-    Before each step, the given part of x_t is replaced by that part of q(x_t | known);
-    at the end it is the given one. The rest's law is the conditional one only nearly:
-    what is given reaches it through the predictor alone. known: (D,) or (B, D); given:
-    which coordinates are, bool, of the same shape. process: a variance-preserving one,
-    else ValueError.
+    Before each step, the given part of y is replaced by known + here z; at the end it is
+    the given one. The rest follows the conditional distribution only approximately. known:
+    (D,) or (B, D); given: which coordinates are, bool, of the same shape.
     """
-    alphas, _ = process.schedule()
-    mean = denoiser(predictor, process)
-    yield x_T
-    x = x_T
-    for t in reversed(range(process.steps)):
-        signal, noise = process.at(t, x)
-        noised = signal * known + noise * normal_like(x, generator)
-        x = torch.where(given, noised, x)
-        x = denoise_with_mu(
-            mean, x, t, alphas, variance="posterior", generator=generator
-        )
-        yield torch.where(given, known, x) if t == 0 else x
+    yield y
+    for here, there in pairwise(levels.to(y)):
+        y = torch.where(given, known + here * normal_like(y, generator), y)
+        s2 = posterior(here, there)
+        y = ancestral_step(denoiser(y, here), y, here, there, s2, generator)
+        yield y if there > 0 else torch.where(given, known, y)
 
 
 # Langevin
@@ -168,37 +183,29 @@ def inpaint(
 
 @torch.no_grad()
 def langevin(
-    predictor: Predictor,
-    process: Process,
-    x: Tensor,
+    denoiser: Denoiser,
+    levels: Tensor,
+    y: Tensor,
     *,
     steps: int = 100,
     rate: float = 0.2,
     denoise: bool = False,
     generator: Generator = None,
 ) -> Iterator[Tensor]:
-    """Draw by annealed Langevin dynamics, the survey's algorithm 1.
+    """Draw by annealed Langevin dynamics, algorithm 1. At each level, `steps` times,
 
-    At each level sigma_i, the largest first, `steps` times
+        y <- y + a/2 score + sqrt(a) z,    a = rate sigma^2,    score = (D - y) / sigma^2
 
-        x <- x + a_i/2 score + sqrt(a_i) z,    a_i = rate sigma_i^2
-
-    which with a process of one level is plain Langevin dynamics, (43). denoise: end
-    with x + sigma_L^2 score, the estimate of x_0 at the smallest level. Raises
-    ValueError unless the process's signal is 1.
+    which with one level is plain Langevin dynamics, (43). denoise: end with D.
     """
-    _need(bool((process.signal == 1).all()), "Langevin dynamics needs a signal of 1")
-    yield x
-    for t in reversed(range(process.steps)):
-        signal, noise = process.at(t, x)
+    yield y
+    for sigma in levels[:-1].to(y):
         for _ in range(steps):
-            score = -predictor(x, signal, noise) / noise
-            a = rate * noise.square()
-            x = x + a / 2 * score + a.sqrt() * normal_like(x, generator)
-            yield x
+            towards = rate / 2 * (denoiser(y, sigma) - y)
+            y = y + towards + rate**0.5 * sigma * normal_like(y, generator)
+            yield y
     if denoise:
-        signal, noise = process.at(0, x)
-        yield x - noise * predictor(x, signal, noise)
+        yield denoiser(y, sigma)
 
 
 # Stochastic differential equations
@@ -206,95 +213,69 @@ def langevin(
 
 @torch.no_grad()
 def euler_maruyama(
-    predictor: Predictor, process: Process, x_T: Tensor, *, generator: Generator = None
+    denoiser: Denoiser, levels: Tensor, y: Tensor, *, generator: Generator = None
 ) -> Iterator[Tensor]:
-    """Solve the reverse SDE (35) by the method of Euler and Maruyama:
+    """Solve the reverse VP SDE, (35), in x_s = y / sqrt(1 + sigma^2), by Euler-Maruyama:
 
-        x <- x - (f x - g^2 score) ds + g sqrt(ds) z
+        x <- x + (x/2 + score) beta(s) ds + sqrt(beta(s) ds) z,    beta(s) = 0.1 + 19.9 s
 
-    from each row's time s to the next one's, at last to s = 0, where no noise is added.
-    Raises ValueError unless the process holds an SDE.
+    over the times s of the levels; the last step adds no noise.
     """
-    _need(process.time is not None, "the reverse SDE needs a drift and a diffusion")
-    yield x_T
-    x = x_T
-    for t in reversed(range(process.steps)):
-        signal, noise = process.at(t, x)
-        s, f, g = (table[t].to(x) for table in process[2:])
-        ds = s - process.time[t - 1].to(x) if t else s
-        score = -predictor(x, signal, noise) / noise
-        x = x - (f * x - g.square() * score) * ds
-        if t:
-            x = x + g * ds.sqrt() * normal_like(x, generator)
-        yield x
+    yield y
+    for here, there in pairwise(levels.to(y)):
+        s, signal = vp_time(here), (1 + here**2) ** -0.5
+        rise = (0.1 + 19.9 * s) * (s - vp_time(there))  # beta ds
+        x, noise = signal * y, here * signal
+        score = signal * (denoiser(y, here) - y) / noise**2
+        x = x + (x / 2 + score) * rise
+        if there > 0:
+            x = x + rise.sqrt() * normal_like(x, generator)
+        y = x * (1 + there**2).sqrt()
+        yield y
 
 
 @torch.no_grad()
 def predictor_corrector(
-    predictor: Predictor,
-    process: Process,
-    x_T: Tensor,
+    denoiser: Denoiser,
+    levels: Tensor,
+    y: Tensor,
     *,
     snr: float = 0.16,
     generator: Generator = None,
 ) -> Iterator[Tensor]:
-    """Draw by predictor and corrector, figure 11. At each level, sigma, with the one below:
+    """Draw by predictor and corrector on the VE SDE, figure 11. At each level:
 
-        corrector:  x <- x + e score + sqrt(2 e) z,
+        corrector:  y <- y + e score + sqrt(2 e) z,
                     e = 2 (snr mean norm(z) / mean norm(score))^2
-        predictor:  x <- x + d score + sqrt(d) z,    d = sigma^2 - sigma_below^2
+        predictor:  reverse diffusion, s^2 = here^2 - there^2
 
-    where means are over the batch, and the last step, to sigma = 0, adds no noise. A
-    state is given after each pair. The corrector comes first, as in the code of Song et
-    al. (2021); their algorithm 2 differs in where the loop begins. Raises ValueError
-    unless the process's signal is 1.
+    where means are over the batch. A state is given after each pair. The corrector comes
+    first, as in the code of Song et al. (2021); their algorithm 2 starts elsewhere.
     """
-    _need(bool((process.signal == 1).all()), "predictor-corrector needs a signal of 1")
-    yield x_T
-    x = x_T
-    for t in reversed(range(process.steps)):
-        signal, noise = process.at(t, x)
-        _, noise_prev = process.at(t - 1, x)
-        score = -predictor(x, signal, noise) / noise
-        z = normal_like(x, generator)
+    yield y
+    for here, there in pairwise(levels.to(y)):
+        score, z = (denoiser(y, here) - y) / here**2, normal_like(y, generator)
         e = 2 * (snr * z.norm(dim=1).mean() / score.norm(dim=1).mean()).square()
-        x = x + e * score + (2 * e).sqrt() * z
-
-        score = -predictor(x, signal, noise) / noise
-        step = noise.square() - noise_prev.square()
-        x = x + step * score
-        if t:
-            x = x + step.sqrt() * normal_like(x, generator)
-        yield x
+        y = y + e * score + (2 * e).sqrt() * z
+        s2 = exploding(here, there)
+        y = ancestral_step(denoiser(y, here), y, here, there, s2, generator)
+        yield y
 
 
 @torch.no_grad()
-def probability_flow(
-    predictor: Predictor,
-    process: Process,
-    x_T: Tensor,
-    *,
-    levels: int = 18,
-    rho: float = 7.0,
-    generator: Generator = None,
+def heun(
+    denoiser: Denoiser, levels: Tensor, y: Tensor, *, generator: Generator = None
 ) -> Iterator[Tensor]:
-    """Solve the probability flow, deterministic, by Heun's method. States are x / signal.
+    """Solve the probability flow, dy / dsigma = (y - D) / sigma, by Heun's method.
 
-    In y = x / signal and r = noise / signal, any process's flow is dy/dr = eps. The
-    levels go from the process's largest ratio to its smallest, evenly in r^(1/rho), and
-    then to 0 by one step of Euler's: 2 levels - 1 evaluations (Karras et al., 2022).
-    generator is not used: all samplers are called alike.
+    The last step, to 0, is Euler's: 2 T - 1 evaluations (Karras et al., 2022, algorithm
+    1). generator is not used: all samplers are called alike.
     """
-    ratios = (process.noise / process.signal).pow(1 / rho)
-    r = torch.linspace(ratios[-1], ratios[0], levels, dtype=ratios.dtype).pow(rho)
-    r = torch.cat([r, r.new_zeros(1)]).to(x_T)
-    one = torch.ones_like(r[0])
-    y = x_T / process.at(process.steps - 1, x_T)[0]
     yield y
-    for here, there in pairwise(r):
-        eps = predictor(y, one, here)
-        euler = y + (there - here) * eps
+    for here, there in pairwise(levels.to(y)):
+        slope = (y - denoiser(y, here)) / here
+        euler = y + (there - here) * slope
         if there > 0:
-            eps = (eps + predictor(euler, one, there)) / 2
-        y = y + (there - here) * eps
+            slope = (slope + (euler - denoiser(euler, there)) / there) / 2
+        y = y + (there - here) * slope
         yield y

@@ -1,45 +1,33 @@
-"""What networks are trained on, held against the same losses by hand; the training."""
+"""What networks are trained on, held against the papers' formulas in x_t; training."""
 
 import math
-import pickle
-import re
 from functools import partial
-from itertools import pairwise, product
 
 import pytest
 import torch
-from scipy.stats import kstest
+from scipy.stats import chisquare, ks_2samp, kstest
 from torch import nn
 from torch.distributions import Normal, kl_divergence
+from torch.func import jacrev, vmap
 
 from comparison import training
+from comparison.denoisers import DISPLACEMENT, NOISE, VELOCITY, Exact
+from comparison.levels import cosine, geometric, linear, respaced, straight, vp_sde
 from comparison.measures import share_near
-from comparison.networks import PointNetwork, UNet
+from comparison.networks import PointNetwork
 from comparison.objectives import (
     denoising,
     hybrid,
-    lognormal_ratio,
+    lognormal,
     score_matching,
     simple,
     uniform_level,
     uniform_time,
 )
-from comparison.predictors import Exact, blurred, displacement, from_velocity, velocity
-from comparison.processes import (
-    Process,
-    cosine,
-    geometric,
-    linear,
-    respaced,
-    straight,
-    ve_sde,
-    vp_sde,
-)
 from comparison.samplers import ddim, last
 from comparison.training import RECIPES, fit, load, save, train
-from diffusion import posterior_mean_variance
 from tests.common import double, seeded_by
-from tests.laws import law, tiny, wavy, wavy_and_v
+from tests.datasets import dataset, tiny, wavy, wavy_and_v
 
 
 class Recording:
@@ -48,566 +36,295 @@ class Recording:
     def __init__(self, network):
         self.network = network
 
-    def __call__(self, x_t, signal, noise):
-        self.asked = x_t, signal, noise
-        self.answer = self.network(x_t, signal, noise)
+    def __call__(self, y, sigma):
+        self.y, self.sigma = y, sigma
+        self.answer = self.network(y, sigma)
         return self.answer
 
-    def eps(self, x_start):
-        x_t, signal, noise = self.asked
-        return (x_t - signal * x_start) / noise
+
+# Levels and objectives
 
 
-# Levels
-
-
-def drawn(levels, count=50_000):
-    """The levels of a batch of data, as columns of numbers."""
-    x_start = torch.zeros(count, 3, dtype=torch.float64)
+def drawn(draw, count=50_000):
+    """Levels of a batch, (count,), drawn by the generator alone."""
     state = torch.random.get_rng_state()
-    signal, noise = levels(x_start, seeded_by(0))
+    sigma = draw(torch.zeros(count, 3, dtype=torch.float64), seeded_by(0))
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert signal.shape == noise.shape == (count, 1)
-    assert signal.dtype == noise.dtype == torch.float64
-    return signal[:, 0], noise[:, 0]
+    assert sigma.shape == (count, 1) and sigma.dtype == torch.float64
+    return sigma[:, 0]
 
 
-def test_levels_are_uniform():
-    noise = torch.arange(1000, dtype=torch.float64)
-    signal, t = drawn(uniform_level(Process(2 * noise, noise)))
-    assert torch.equal(signal, 2 * t)
-    assert set(t.tolist()) == set(noise.tolist())
-    assert kstest(t + double(len(t)).sigmoid(), "uniform", (0, 1000)).pvalue > 0.01
+def test_uniform_level_draws_each_but_0_alike():
+    counts = drawn(uniform_level(torch.arange(20.0, -1, -1))).long().bincount()
+    assert len(counts) == 21 and counts[0] == 0
+    assert chisquare(counts[1:]).pvalue > 0.01
 
 
-@pytest.mark.parametrize("first", [1e-3, 0.2])
-def test_uniform_time_of_the_vp_sde(first):
-    signal, noise = drawn(uniform_time(vp_sde, first=first))
-    torch.testing.assert_close(signal**2 + noise**2, torch.ones_like(signal))
-    # s of log signal = -0.05 s - 4.975 s^2.
-    time = (-0.05 + (0.05**2 - 4 * 4.975 * signal.log()).sqrt()) / (2 * 4.975)
-    assert first - 1e-9 < time.min() < first + 1e-3 and 0.999 < time.max() <= 1
-    assert kstest(time, "uniform", (first, 1 - first)).pvalue > 0.01
+@pytest.mark.parametrize("first", [0.0, 0.2])
+def test_uniform_time_is_uniform_from_the_first_to_1(first):
+    sigma = drawn(uniform_time(lambda s: 2 * s, first=first))
+    assert kstest(sigma / 2, "uniform", (first, 1 - first)).pvalue > 0.01
 
 
-def test_uniform_time_of_the_ve_sde():
-    signal, noise = drawn(uniform_time(ve_sde))
-    assert (signal == 1).all()
-    time = (noise / 0.01).log() / math.log(5000)
-    assert kstest(time, "uniform").pvalue > 0.01
+def test_lognormal_is_normal_in_the_logarithm():
+    assert kstest(drawn(lognormal(0.7, 1.7)).log(), "norm", (0.7, 1.7)).pvalue > 0.01
 
 
-def test_lognormal_ratio():
-    signal, noise = drawn(lognormal_ratio(0.7, 1.7))
-    torch.testing.assert_close(signal**2 + noise**2, torch.ones_like(signal))
-    assert kstest((noise / signal).log(), "norm", (0.7, 1.7)).pvalue > 0.01
+def in_x_t(x_start, y, sigma):
+    """The signal and the noise of x_t, of variance 1, and the eps that is in it."""
+    signal = 1 / (1 + sigma**2).sqrt()
+    noise = (1 - signal**2).sqrt()
+    return signal, noise, (signal * y - signal * x_start) / noise
 
 
-# The losses
-
-
-LEVELS = {
-    "cosine": uniform_level(cosine(50)),
-    "straight": uniform_time(straight),
-    "geometric": uniform_level(geometric()),
-    "ve": uniform_time(ve_sde),
-    "lognormal": lognormal_ratio(0.0, 1.0),
-}
-at_levels = pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
-
-
-@at_levels
-@pytest.mark.parametrize("target", [None, velocity, displacement])
-def test_simple_is_the_mean_square(levels, target):
+@pytest.mark.parametrize(
+    "target, wanted",
+    [
+        (NOISE, lambda x_start, eps, signal, noise: eps),
+        (VELOCITY, lambda x_start, eps, signal, noise: signal * eps - noise * x_start),
+        (DISPLACEMENT, lambda x_start, eps, signal, noise: eps - x_start),
+    ],
+)
+def test_simple_is_the_mean_square_of_the_target_less_the_output(target, wanted):
     x_start, network = double(4000, 2), Recording(wavy)
-    loss = simple(levels, target)(network, x_start, seeded_by(1))
-    wanted = eps = network.eps(x_start)
+    loss = simple(lognormal(0.0, 1.0), target)(network, x_start, seeded_by(1))
+    signal, noise, eps = in_x_t(x_start, network.y, network.sigma)
     assert kstest(eps.flatten(), "norm").pvalue > 0.01
-    _, signal, noise = network.asked
-    if target is velocity:
-        scale = (signal**2 + noise**2).sqrt()
-        wanted = (signal * eps - noise * x_start) / scale
-    elif target is displacement:
-        wanted = eps - x_start
-    expected = (network.answer - wanted).square().sum() / 8000
+    error = network.answer - wanted(x_start, eps, signal, noise)
+    assert loss.item() == pytest.approx((error.square().sum() / 8000).item())
+
+
+def test_denoising_matches_the_score_of_each_datum():
+    x_start, network = double(300, 2), Recording(wavy)
+    loss = denoising(uniform_level(geometric()))(network, x_start, seeded_by(4))
+    y, sigma = network.y.requires_grad_(), network.sigma
+    (score,) = torch.autograd.grad(Normal(x_start, sigma).log_prob(y).sum(), y)
+    expected = (sigma**2 * (-network.answer / sigma - score) ** 2).mean() / 2
     assert loss.item() == pytest.approx(expected.item())
 
 
-@pytest.mark.parametrize("name", ["geometric", "ve"])
-def test_denoising_is_half_of_simple(name):
-    x_start, network = double(300, 2), Recording(wavy)
-    half = denoising(LEVELS[name])(network, x_start, seeded_by(4))
-    whole = simple(LEVELS[name])(wavy, x_start, seeded_by(4))
-    assert half.item() == pytest.approx(whole.item() / 2, rel=1e-9)
-    # (33): lambda = sigma^2, the score of N(x_0, sigma^2 I) being (x_0 - x_t) / sigma^2.
-    x_t, _, sigma = network.asked
-    score, target = -network.answer / sigma, (x_start - x_t) / sigma**2
-    expected = (sigma**2 * (score - target) ** 2).mean() / 2
-    assert half.item() == pytest.approx(expected.item(), rel=1e-9)
+def hybrid_in_x_t(x_start, y, sigma, output, v, levels, weight):
+    """L_hybrid, (25), from abar_t as Nichol and Dhariwal have it."""
+    bars = 1 / (1 + levels.flip(0) ** 2)  # of t = 0, ..., T
+    t = (levels.flip(0) == sigma).nonzero()[:, 1:]
+    bar, previous, alpha = bars[t], bars[t - 1], bars[t] / bars[t - 1]
+    x_t, eps = bar.sqrt() * y, in_x_t(x_start, y, sigma)[2]
+    mean = previous.sqrt() * (1 - alpha) * x_start + alpha.sqrt() * (1 - previous) * x_t
+    mean_theta = x_t - (1 - alpha) / (1 - bar).sqrt() * output.detach()
+    k = t.clamp(min=2)  # beta~_1 = 0 is replaced by beta~_2
+    small = (1 - bars[k - 1]) / (1 - bars[k]) * (1 - bars[k] / bars[k - 1])
+    variance = (v * (1 - alpha).log() + (1 - v) * small.log()).exp()
+    model = Normal(mean_theta / alpha.sqrt(), variance.sqrt())
+    kl = kl_divergence(Normal(mean / (1 - bar), small.sqrt()), model)
+    bound = (len(levels) - 1) * kl.where(t > 1, -model.log_prob(x_start)).mean()
+    return (output - eps).square().mean() + weight * bound
 
 
-def assert_least(loss, exact, others, sizes):
-    """The loss is least at the exact predictor, among predictors that are a little off."""
-    for other, size in product(others, sizes):
-        assert loss(partial(other, size)) > loss(exact)
-
-
-@at_levels
-def test_no_predictor_is_better_than_the_exact_one(levels):
-    data = double(10, 2, seed=5)
-    exact, batch = Exact(data), data.repeat(20_000, 1)
-    others = [
-        lambda size, x, s, n: (1 + 2 * size) * exact(x, s, n),
-        lambda size, x, s, n: exact(x, s, n) + size * (3 * x / torch.hypot(s, n)).sin(),
-        lambda size, x, s, n: exact(x, s, n * (1 + 4 * size)),
-    ]
-
-    def loss(predictor):
-        return simple(levels)(predictor, batch, seeded_by(6)).item()
-
-    assert_least(loss, exact, others, (-0.05, 0.05))
-
-
-# L_hybrid
-
-
-TINY = respaced(linear(), 4)
-
-
-def hybrid_by_hand(network, x_start, output, v, process, weight):
-    """From what the network was asked: the row of each state, then its term by PyTorch."""
-    x_t, signal, _ = network.asked
-    alphas, alpha_bars = schedule = process.schedule()
-    terms = []
-    for i in range(len(x_start)):
-        t = (process.signal - signal[i]).abs().argmin().item()
-        abar, alpha = alpha_bars[t], alphas[t]
-        mean_theta = x_t[i] - (1 - alpha) / (1 - abar).sqrt() * output[i].detach()
-        mean_theta = mean_theta / alpha.sqrt()
-        # beta~_1 = 0 is replaced by beta~_2.
-        at_least_1 = max(t, 1)
-        previous = alpha_bars[at_least_1 - 1]
-        small = (1 - alphas[at_least_1]) * (1 - previous) / (1 - alpha_bars[at_least_1])
-        sigma = ((1 - alpha) ** v[i] * small ** (1 - v[i])).sqrt()
-        model = Normal(mean_theta, sigma)
-        if t == 0:
-            terms.append(-model.log_prob(x_start[i]).sum())
-        else:
-            mean, small = posterior_mean_variance(x_start[i], x_t[i], t, *schedule)
-            terms.append(kl_divergence(Normal(mean, small.sqrt()), model).sum())
-    mean_square = (output - network.eps(x_start)).square().mean()
-    return mean_square + weight * process.steps * sum(terms) / x_start.numel()
-
-
-@pytest.mark.parametrize("process", [TINY, cosine(7)])
+@pytest.mark.parametrize("levels", [respaced(linear(), 4), cosine(7)], ids=len)
 @pytest.mark.parametrize("options", [{}, {"weight": 0.5}])
-def test_hybrid_by_hand(process, options):
-    """Its value; and its gradient, of the noise by L_simple alone, of v by the bound's."""
-    x_start, outputs = double(60, 3), []
-
-    def answer(*asked):
-        outputs.append(wavy_and_v(*asked).requires_grad_())
-        return outputs[0]
-
-    network = Recording(answer)
-    loss = hybrid(process, **options)(network, x_start, seeded_by(8))
-    rows = set(network.asked[1][:, 0].tolist())
-    assert rows == set(process.signal.tolist())
-    weight = options.get("weight", 0.001)
-    parts = outputs[0].chunk(2, dim=1)
-    expected = hybrid_by_hand(network, x_start, *parts, process, weight)
+def test_hybrid_and_its_gradient_are_those_in_x_t(levels, options):
+    """Of the noise by L_simple alone, of v by the bound's."""
+    x_start = double(2000, 3)
+    network = Recording(lambda *asked: wavy_and_v(*asked).requires_grad_())
+    loss = hybrid(levels, **options)(network, x_start, seeded_by(8))
+    counts = network.sigma.unique(return_counts=True)[1]
+    assert len(counts) == len(levels) - 1 and chisquare(counts).pvalue > 0.01
+    output, weight = network.answer, options.get("weight", 0.001)
+    eps, v = output.chunk(2, dim=1)
+    expected = hybrid_in_x_t(x_start, network.y, network.sigma, eps, v, levels, weight)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
-    pair = (torch.autograd.grad(one, outputs[0])[0] for one in (loss, expected))
+    pair = (torch.autograd.grad(one, output)[0] for one in (loss, expected))
     torch.testing.assert_close(*pair, rtol=1e-7, atol=1e-9)
 
 
-def test_hybrid_and_simple_draw_alike():
-    x_start, networks = double(60, 2), (Recording(wavy), Recording(wavy_and_v))
-    simple(uniform_level(TINY))(networks[0], x_start, seeded_by(12))
-    hybrid(TINY)(networks[1], x_start, seeded_by(12))
-    for one, other in zip(*(network.asked for network in networks)):
-        assert torch.equal(one, other)
-
-
-# Score matching
-
-
-BLUR = 0.3
-
-
-def test_the_exact_trace_is_that_of_the_jacobian():
-    torch.manual_seed(13)
+@pytest.mark.parametrize("sliced, error", [(False, 1e-9), (True, 0.01)])
+def test_score_matching_is_of_the_jacobian(sliced, error):
+    """Its trace, by autograd, and the gradient of the weights; slices in the mean."""
     mlp = nn.Sequential(nn.Linear(3, 9), nn.Tanh(), nn.Linear(9, 3)).double()
-    network = Recording(lambda x_t, signal, noise: mlp(x_t) * noise.sin())
-    x_start = double(20, 3)
-    loss = score_matching(0.4, blur=0.7)(network, x_start, seeded_by(13))
-    x, signal, noise = network.asked
-    assert signal == 1 and noise.item() == pytest.approx(0.4)
-    assert kstest(((x - x_start) / 0.7).flatten().detach(), "norm").pvalue > 0.01
+    network = Recording(lambda y, sigma: mlp(y) * sigma.sin())
+    x_start, objective = double(5000, 3), score_matching(0.4, blur=0.7, sliced=sliced)
+    loss = objective(network, x_start, seeded_by(13))
+    y = network.y.detach()
+    assert network.sigma.item() == pytest.approx(0.4)
+    assert kstest(((y - x_start) / 0.7).flatten(), "norm").pvalue > 0.01
 
-    def score(x):
-        return -mlp(x) * math.sin(0.4) / 0.4
+    def score(y):
+        return -mlp(y) * math.sin(0.4) / 0.4
 
-    terms = []
-    for one in x.detach():
-        trace = torch.func.jacrev(score)(one).trace()
-        terms.append((trace + score(one).square().sum() / 2) / 3)
-    assert loss.item() == pytest.approx((sum(terms) / 20).item(), rel=1e-9)
-
-
-def test_the_slices_are_those_of_the_jacobian():
-    """v^T J v, with the generator's next numbers as v."""
-    matrix, x_start = double(3, 3, seed=14), double(50, 3)
-
-    def network(x_t, signal, noise):
-        return -noise * x_t.sin() @ matrix
-
-    objective = score_matching(0.4, blur=0.7, sliced=True)
-    loss = objective(network, x_start, seeded_by(15))
-    generator, terms = seeded_by(15), []
-    z, v = (
-        torch.randn(50, 3, dtype=torch.float64, generator=generator) for _ in range(2)
-    )
-    for x, one in zip(x_start + 0.7 * z, v):
-        jacobian = torch.func.jacrev(lambda x: x.sin() @ matrix)(x)
-        square = (x.sin() @ matrix).square().sum()
-        terms.append(one @ jacobian @ one + square / 2)
-    assert loss.item() == pytest.approx(sum(terms).item() / 150, rel=1e-9)
-
-
-@pytest.mark.parametrize("sliced", [False, True])
-def test_score_matching_is_least_at_the_score_of_the_blurred_data(sliced):
-    data = double(10, 2, seed=16)
-    exact, batch = Exact(data), data.repeat(5000, 1)
-    others = [
-        lambda size, x, s, n: (1 + size) * exact(x, s, n),
-        lambda size, x, s, n: exact(x, s, n * (1 + size)),
-        lambda size, x, s, n: exact(x, s, n) + size * x,
-    ]
-
-    def loss(predictor):
-        objective = score_matching(BLUR, blur=BLUR, sliced=sliced)
-        return objective(predictor, batch, seeded_by(17)).item()
-
-    assert_least(loss, exact, others, (-0.2, 0.2))
-
-
-def test_score_matching_on_the_points_themselves_has_no_minimum():
-    """The sharper the score that is peaked at the points, the less the loss, without end."""
-    data, losses = double(10, 2, seed=19), []
-    for width in (0.3, 0.1, 0.03, 0.01):
-        # At next to no noise a predictor of the blurred law has that law's score.
-        little = blurred(Exact(data), width)
-        loss = score_matching(0.5, blur=0)(
-            lambda x, signal, noise: little(x, signal, 1e-6 * noise) * 1e6,  # noqa: B023
-            data,
-            seeded_by(20),
-        )
-        losses.append(loss.item())
-    assert losses == sorted(losses, reverse=True)
-    assert losses[-1] == pytest.approx(-1 / 0.01**2, rel=1e-3)
-
-
-@pytest.mark.parametrize("sliced", [False, True])
-def test_score_matching_reaches_the_weights(sliced):
-    network, objective = PointNetwork(), score_matching(BLUR, blur=BLUR, sliced=sliced)
-    x_start = double(8, 2).float()
-    loss = objective(network, x_start, seeded_by(21))
-    loss.backward()
+    trace = vmap(jacrev(score))(y).diagonal(dim1=1, dim2=2).sum(dim=1)
+    expected = (trace + score(y).square().sum(dim=1) / 2).mean() / 3
+    assert loss.item() == pytest.approx(expected.item(), abs=error)
+    weights = [*mlp.parameters()]
+    for pair in zip(*(torch.autograd.grad(x, weights) for x in (loss, expected))):
+        torch.testing.assert_close(*pair, rtol=0, atol=error)
     with torch.no_grad():  # as a caller may have it
-        assert objective(network, x_start, seeded_by(21)) == loss
-    assert all(p.grad.abs().sum() > 0 for p in list(network.parameters())[:-1])
+        assert objective(network, x_start, seeded_by(13)) == loss
 
 
 # The loop
 
 
-OBJECTIVE = simple(uniform_level(linear()))
-
-
-def trained(objective=OBJECTIVE, **options):
-    network = PointNetwork()
-    options = {"steps": 4, "batch_size": 16, "lr": 0.01} | options
-    losses = train(network, objective, law("points").data, **options)
-    return network.state_dict(), losses
-
-
-def test_the_seed_makes_the_training():
-    state = torch.random.get_rng_state()
-    one, losses = trained(seed=1)
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert losses.shape == (4,) and losses.isfinite().all()
-    torch.manual_seed(6)
-    again, same_losses = trained(seed=1)
-    assert torch.equal(losses, same_losses)
-    assert all(torch.equal(one[key], again[key]) for key in one)
-    assert not torch.equal(losses, trained(seed=2)[1])
-
-
-class Watched:
-    """An objective that keeps the weights of each step, and what it made of them."""
-
-    def __init__(self, objective):
-        self.objective, self.weights, self.losses = objective, [], []
-
-    def __call__(self, network, x_start, generator):
-        now = {key: value.clone() for key, value in network.state_dict().items()}
-        loss = self.objective(network, x_start, generator)
-        self.weights.append(now)
-        self.losses.append(loss.item())
-        return loss
-
-
-@pytest.mark.parametrize("average", [0.5, 0.9])
-def test_training_ends_with_the_average_of_the_weights(average):
-    watched = Watched(OBJECTIVE)
-    last_weights, losses = trained(watched, average=0.0, steps=6)
-    assert losses.tolist() == pytest.approx(watched.losses)
-    averages, same_losses = trained(OBJECTIVE, average=average, steps=6)
-    assert torch.equal(losses, same_losses)
-    _, expected, *others = [*watched.weights, last_weights]
-    for weights in others:
-        expected = {
-            key: average * expected[key] + (1 - average) * weights[key]
-            for key in weights
-        }
-    for key, value in averages.items():
-        torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-6)
-    off = (averages[key] - last_weights[key] for key in averages)
-    assert max(x.abs().max() for x in off) > 1e-3
-
-
-def path_of(slopes, **options):
-    """A weight after each step, where the gradient of each step is given."""
-    slopes = iter(slopes)
-    watched = Watched(lambda network, *_: next(slopes) * network.weight.sum())
-    network = nn.Linear(1, 1, bias=False)
-    options = {"batch_size": 1, "average": 0.0} | options
-    train(network, watched, torch.zeros(1, 1), **options)
-    path = [weights["weight"].item() for weights in watched.weights]
-    return [*path, network.weight.item()]
-
-
-def test_the_rate_reaches_lr_and_falls_to_nothing():
-    """Where the gradient is constant, a step of Adam's is the rate."""
-    path = path_of([1.0] * 200, steps=200, lr=1e-3)
-    # Weight decay takes part, and so does a momentum that changes.
-    rates = [before - here for before, here in pairwise(path)]
-    assert max(rates) == pytest.approx(1e-3, rel=0.02)
-    assert 15 < rates.index(max(rates)) < 25 and rates[0] < 1e-4
-    assert rates[110] == pytest.approx(5e-4, rel=0.05)
-    assert rates[-1] == pytest.approx(0, abs=1e-6)
-    assert all(a > b - 1e-7 for a, b in pairwise(rates[25:]))
-
-
-def test_one_steep_gradient_does_not_stop_the_training():
-    """Cut to norm 1, it leaves AdamW's second moment as small as the others do."""
-    path = path_of([1e6] + [1.0] * 99, steps=100, lr=1e-2)
-    assert path[-1] < path[0] - 0.3
-
-
-@pytest.mark.parametrize("steps", [1, 2, 11])
-def test_any_number_of_steps_trains(steps):
-    weights, losses = trained(steps=steps)
-    assert losses.shape == (steps,)
-    start = PointNetwork().state_dict()
-    assert any(not torch.equal(weights[key], start[key]) for key in start)
-
-
-def test_a_batch_is_of_the_data_with_replacement():
-    seen = []
+@pytest.mark.parametrize("average", [0.5, 0.999])
+@pytest.mark.parametrize("steps", [1, 12, 40])
+def test_train_follows_a_loop_by_hand(steps, average):
+    """AdamW on gradients cut to norm 1; a rate that rises, then falls; the average."""
+    slopes, seen = 2 * double(steps, 2).float(), []
 
     def objective(network, x_start, generator):
-        seen.append(x_start.flatten())
-        return network(x_start).square().mean()
+        weights = torch.cat([network.weight[0], network.bias])
+        seen.append(weights.detach())
+        return slopes[len(seen) - 1] @ weights
 
-    data = torch.arange(10.0)[:, None]
-    train(nn.Linear(1, 1), objective, data, steps=50, batch_size=40)
-    counts = torch.stack([batch.long().bincount(minlength=10) for batch in seen])
-    assert counts.shape == (50, 10) and (counts.sum(dim=1) == 40).all()
-    # Binomial: 2,000 draws, a tenth each.
-    error = 5 * math.sqrt(2000 * 0.1 * 0.9)
-    assert counts.sum(dim=0).tolist() == pytest.approx([200] * 10, abs=error)
-    assert len(counts.unique(dim=0)) == 50
+    network, data = nn.Linear(1, 1), torch.zeros(1, 1)
+    losses = train(network, objective, data, steps=steps, lr=0.1, average=average)
+    averaged, weights = seen[0], nn.Parameter(seen[0].clone())
+    optimizer = torch.optim.AdamW([weights])
+    for n, slope in enumerate(slopes):
+        torch.testing.assert_close(seen[n], weights.detach(), rtol=1e-4, atol=1e-5)
+        share = (n + 0.5) / steps
+        fall = math.cos(math.pi / 2 * (share - 0.1) / 0.9) ** 2
+        optimizer.param_groups[0]["lr"] = 0.1 * (share / 0.1 if share < 0.1 else fall)
+        weights.grad = slope / slope.norm().clamp(min=1)
+        optimizer.step()
+        kept = min(average, (1 + n) / (10 + n)) if n else 0  # the first start it
+        averaged = kept * averaged + (1 - kept) * weights.detach()
+    ended = torch.cat([network.weight[0], network.bias]).detach()
+    torch.testing.assert_close(ended, averaged, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses, (slopes * torch.stack(seen)).sum(dim=1))
+
+
+def test_the_seed_makes_the_batches_of_all_data_with_replacement():
+    network, data = nn.Linear(1, 1), torch.arange(10.0)[:, None]
+
+    def batches(seed):
+        """How often each datum is in the batch of each step, then a number of noise."""
+        seen = []
+
+        def objective(network, x_start, generator):
+            counts = x_start.flatten().long().bincount(minlength=10)
+            seen.append(torch.cat([counts, torch.randn(1, generator=generator)]))
+            return network(x_start).square().mean()
+
+        train(network, objective, data, steps=50, batch_size=40, seed=seed)
+        return torch.stack(seen)
+
+    state = torch.random.get_rng_state()
+    one, other = batches(1), batches(2)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    counts = one[:, :10]
+    assert (counts.sum(dim=1) == 40).all() and len(counts.unique(dim=0)) == 50
+    assert chisquare(counts.sum(dim=0)).pvalue > 0.01
+    torch.manual_seed(6)
+    assert torch.equal(batches(1), one) and (other != one)[:, 10].all()
 
 
 def test_a_network_learns_the_points():
-    points, network = law("points"), PointNetwork()
-    objective = simple(lognormal_ratio(-2.0, 2.0), velocity)
-    losses = train(network, objective, points.data, steps=500, batch_size=512)
-    assert losses[-50:].mean() < 0.87 * losses[:10].mean()
-    predictor, exact = from_velocity(network.requires_grad_(False)), Exact(points.data)
-    batch, start = points.data.repeat(10, 1), torch.randn(1000, 2)
-    x = last(ddim(predictor, respaced(linear(), 50), start))
+    points, network, recipe = dataset("points"), PointNetwork(), RECIPES["points"]
+    train(network, recipe.objective(), points.data, steps=500, batch_size=512)
+    levels, denoiser = respaced(linear(), 50), recipe.target.denoiser(network)
+    start = levels[0].float() * torch.randn(1000, 2, generator=seeded_by(5))
+    x = last(ddim(denoiser, levels, start))
     assert share_near(x, points.data, points.pixel) > 0.5
-    learned, least = (
-        OBJECTIVE(of, batch, seeded_by(22)).item() for of in (predictor, exact)
-    )
-    assert least < learned < 1.1 * least
 
 
-# Recipes
+# Recipes and their weights
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_trains_on_the_levels_it_says(name):
-    """Their ratios, by the words that its file holds."""
-    recipe, seen = RECIPES[name], []
-
-    def network(x_t, signal, noise):
-        seen.append((noise / signal).log().flatten())
-        return torch.zeros(len(x_t), 4 if name == "hybrid" else 2, requires_grad=True)
-
-    recipe.loss()(network, torch.zeros(20_000, 2), seeded_by(25))
-    (ratios,) = seen
-    words = recipe.process
-    if "from N(" in words:
-        mean, deviation = map(float, re.findall(r"-?[\d.]+(?=[,^])", words)[:2])
-        assert kstest(ratios, "norm", (mean, deviation)).pvalue > 0.01
-        return
-    process = {
-        "linear, 1000": linear(),
-        "linear, 50 o": respaced(linear(), 50),
-        "cosine, 1000": cosine(),
-        "geometric, 1": geometric(),
-        "VP SDE, s fr": vp_sde(100_000),
-        "VE SDE, 0.01": ve_sde(100_000),
-        "straight": straight(100_000),
-    }[words[:12]]
-    levels = (process.noise / process.signal).log().float()
-    if len(levels) <= 1000:
-        assert (ratios[:, None] - levels).abs().amin(dim=1).max() < 1e-4
-        assert len(ratios.unique()) > 0.99 * len(levels)
-    if len(levels) >= 1000:
-        shares = torch.tensor([0.1, 0.5, 0.9])
-        quantiles = ratios.quantile(shares), levels.quantile(shares)
-        torch.testing.assert_close(*quantiles, rtol=0, atol=0.15)
-    if "s from" in words:
-        assert ratios.min().item() == pytest.approx(levels[0].item(), abs=0.1)
-
-
-@pytest.mark.parametrize("name", ["points", "pictures", "edm", "rectified", "hybrid"])
-def test_a_recipe_makes_a_predictor_of_what_it_trains(name):
-    """The exact answer to what is asked for has the least loss, and is led back to eps."""
-    data = double(1, 2)
-    exact, recipe = Exact(data), RECIPES[name]
-
-    def answer(x_t, signal, noise):
-        eps = exact(x_t, signal, noise)
-        if name == "hybrid":
-            return torch.cat([eps, torch.zeros_like(eps)], dim=1)
-        target = displacement if name == "rectified" else velocity
-        return target(data, eps, signal, noise)
-
-    level = torch.tensor([0.6, 0.8], dtype=torch.float64)
-    x_t = double(5, 2, seed=1)
-    torch.testing.assert_close(
-        recipe.predictor(answer)(x_t, *level), exact(x_t, *level)
-    )
-    if name != "hybrid":
-        loss = recipe.loss()(answer, data.expand(50, 2), seeded_by(1))
-        assert loss.item() == pytest.approx(0, abs=1e-18)
-
-
-def test_a_recipe_is_followed(monkeypatch):
-    """Its network, rate, batch and steps, unless others are asked for."""
-    given = []
-
-    def noted(network, objective, data, **options):
-        given.append((type(network), len(data), options))
-
-    monkeypatch.setattr(training, "train", noted)
-    fit("pictures", tiny("pictures"), seed=3)
-    fit("points", tiny("points"), steps=5)
-    options = {"steps": 5_400, "seed": 3}
-    options |= {"batch_size": 16, "lr": 3e-3, "average": 0.998}
-    assert given[0] == (UNet, 20, options)
-    assert given[1] == (PointNetwork, 11, {"steps": 5, "seed": 0})
-    alike = [RECIPES[f"pictures{kind}"][4:7] for kind in ("", "-linear", "-cosine")]
-    assert alike[0] == alike[1] == alike[2]
-
-
-# Weights
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "WEIGHTS", tmp_path)
-    return tmp_path
-
-
-@pytest.mark.parametrize("recipe", ["hybrid", "pictures"])
-def test_weights_come_back(recipe, folder):
-    those = tiny("pictures" if recipe == "pictures" else "points")
-    network = fit(recipe, those, steps=2, seed=4)
-    save(recipe, network, those, steps=2, seed=4)
-    back = load(recipe, those, steps=2, seed=4)
-    pairs = zip(network.state_dict().values(), back.state_dict().values(), strict=True)
-    assert all(torch.equal(*pair) for pair in pairs)
-    for one in (network, back):
-        assert not any(p.requires_grad for p in one.parameters()) and not one.training
+def log_normal(mean, deviation):
+    """Its quantiles, as levels; the last is 0."""
+    shares = torch.linspace(1, 0, 10_001, dtype=torch.float64)[1:]
+    return Normal(mean, deviation).icdf(shares).exp()
 
 
 @pytest.mark.parametrize(
-    "change", ["picture", "steps", "seed", "objective", "process", "lr"]
+    "name, target, levels",
+    [
+        ("points", VELOCITY, partial(log_normal, -2.0, 2.0)),
+        ("pictures", VELOCITY, partial(log_normal, 0.3, 1.1)),
+        ("hybrid", NOISE, lambda: respaced(linear(), 50)),
+        ("simple", NOISE, linear),
+        ("cosine", NOISE, cosine),
+        ("geometric", NOISE, geometric),
+        ("vp", NOISE, partial(vp_sde, 10**5)),
+        ("ve", NOISE, partial(geometric, 10**5, 50.0, 0.01)),
+        ("rectified", DISPLACEMENT, partial(straight, 10**5)),
+        ("edm", VELOCITY, partial(log_normal, -1.2, 1.2)),
+        ("pictures-linear", VELOCITY, linear),
+        ("pictures-cosine", VELOCITY, cosine),
+    ],
 )
-def test_weights_of_something_else_are_not_used(folder, monkeypatch, change):
-    those, options = law("points"), {"steps": 3, "seed": 4}
-    assert load("points", those) is None  # there is no file
-    save("points", PointNetwork(), those, **options)
-    assert load("points", those, **options) is not None
-    if change == "picture":
-        those = those._replace(picture="0" * 64)
-    elif change in options:
-        options[change] += 1
-    else:
-        another = {"options": {"lr": 1.0}} if change == "lr" else {change: "another"}
-        monkeypatch.setitem(RECIPES, "points", RECIPES["points"]._replace(**another))
-    assert load("points", those, **options) is None
+def test_a_recipe_trains_and_reads_a_network_as_its_name_says(name, target, levels):
+    """The right answer on one point has no loss, and is led back to the point."""
+    recipe, x_start = RECIPES[name], double(1, 2)
+
+    def answer(y, sigma):
+        output = target.of(x_start, (y - x_start) / sigma, sigma)
+        return torch.cat([output, 0 * output], dim=1) if name == "hybrid" else output
+
+    network = Recording(answer)
+    loss = recipe.objective()(network, x_start.expand(20_000, 2), seeded_by(25))
+    assert loss.item() == pytest.approx(0, abs=0.1 if name == "hybrid" else 1e-9)
+    sigma, levels = network.sigma[:, 0], levels()[:-1]
+    assert ks_2samp(sigma, levels).statistic < 0.015
+    assert name != "vp" or sigma.min() > levels[-1]
+    back = recipe.target.denoiser(answer)(network.y[:9], network.sigma[:9])
+    torch.testing.assert_close(back, x_start.expand(9, 2))
 
 
-def test_the_weights_at_hand_had_a_longer_training(folder):
-    """They are taken for what they are, and a training is shorter."""
-    those, recipe = tiny("pictures"), RECIPES["pictures"]
-    save("pictures", UNet(), those)
-    for steps, fits in ((None, True), (recipe.committed, True), (recipe.steps, False)):
-        assert (load("pictures", those, steps=steps) is not None) == fits
-    assert recipe.committed == 30_000 and recipe.steps == 5_400
+def test_fit_follows_the_recipe_and_its_weights_come_back(tmp_path, monkeypatch):
+    recipe = RECIPES["hybrid"]._replace(steps=1, options={"lr": 0.01})
+    monkeypatch.setitem(RECIPES, "hybrid", recipe)
+    monkeypatch.setattr(training, "WEIGHTS", tmp_path)
+    data = tiny("points")
+    for steps, asked in ((1, {}), (2, {"steps": 2})):
+        expected, objective = PointNetwork(outputs=4, seed=4), recipe.objective()
+        train(expected, objective, data.data, steps=steps, lr=0.01, seed=4)
+        network = fit("hybrid", data, **asked, seed=4)
+        assert load("hybrid", data, **asked, seed=4) is None  # there is no file
+        save("hybrid", network, data, **asked, seed=4)
+        back = load("hybrid", data, **asked, seed=4)
+        for wanted, *same in zip(*(x.parameters() for x in (expected, network, back))):
+            assert all(torch.equal(x, wanted) and not x.requires_grad for x in same)
 
 
-@pytest.mark.xdist_group("pictures")
-def test_committed_weights_are_those_of_the_recipes():
-    files = sorted(training.WEIGHTS.iterdir())
-    assert [file.name for file in files] == ["hybrid.pt", "pictures.pt", "points.pt"]
-    assert sum(file.stat().st_size for file in files) < 8e6
-    for file in files:
-        those = law("pictures" if file.stem == "pictures" else "points")
-        assert load(file.stem, those) is not None
+@pytest.mark.parametrize("name", ["points", "hybrid", "pictures"])
+def test_load_takes_the_committed_weights_and_they_denoise(name):
+    """Points as well as the exact denoiser does, and fresh pictures far better."""
+    data = dataset("pictures" if name == "pictures" else "points")
+    recipe, network = RECIPES[name], load(name, data)
+    x_start, sigma = data.draw(200, 3), torch.tensor(0.5)
+    y = x_start + sigma * torch.randn(x_start.shape, generator=seeded_by(9))
+    denoisers = recipe.target.denoiser(network), Exact(data.data)
+    error, least = ((x_start - d(y, sigma)).square().mean() for d in denoisers)
+    assert error < least * (0.05 if name == "pictures" else 1.02)
+    assert all(map(torch.allclose, network.buffers(), recipe.network().buffers()))
+    # The pictures' network had a longer training than a recipe has.
+    assert (load(name, data, steps=recipe.steps) is None) == (name == "pictures")
 
 
-class Evil:
-    def __reduce__(self):
-        return print, ("evil",)
+@pytest.mark.parametrize(
+    "data, recipe, asked",
+    [
+        ({"picture": "0" * 64}, {}, {}),
+        ({}, {"options": {"lr": 1.0}}, {}),
+        ({}, {}, {"steps": 7}),
+        ({}, {}, {"seed": 7}),
+    ],
+)
+def test_load_refuses_the_weights_of_something_else(data, recipe, asked, monkeypatch):
+    monkeypatch.setitem(RECIPES, "points", RECIPES["points"]._replace(**recipe))
+    assert load("points", dataset("points")._replace(**data), **asked) is None
 
 
-@pytest.mark.parametrize("kind", ["noise", "empty", "cut", "foreign", "evil", "shapes"])
-def test_damaged_weights_are_refused(folder, capsys, kind):
-    save("points", PointNetwork(), law("points"))
-    file = folder / "points.pt"
-    content = file.read_bytes()
-    match kind:
-        case "noise":
-            file.write_bytes(bytes(range(256)) * 9)
-        case "empty":
-            file.write_bytes(b"")
-        case "cut":
-            file.write_bytes(content[: len(content) // 2])
-        case "foreign":
-            torch.save({"layers": torch.zeros(3)}, file)
-        case "evil":
-            file.write_bytes(pickle.dumps(Evil(), protocol=2))
-        case "shapes":
-            save("points", PointNetwork(outputs=4), law("points"))
-    with pytest.raises(ValueError, match=r"points\.pt holds no weights for points: ."):
-        load("points", law("points"))
+def test_load_refuses_a_damaged_file_and_runs_nothing(tmp_path, monkeypatch, capsys):
+    whole, another = (training.WEIGHTS / f"{name}.pt" for name in ("points", "hybrid"))
+    monkeypatch.setattr(training, "WEIGHTS", tmp_path)
+    file = tmp_path / "points.pt"
+    torch.save({"layers": torch.zeros(3)}, file)
+    damaged = [file.read_bytes(), b"", whole.read_bytes()[:-1000], another.read_bytes()]
+    damaged.append(b"cbuiltins\nprint\n(S'run'\ntR.")  # a pickle that prints
+    for content in damaged:
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"holds no weights for points: ."):
+            load("points", dataset("points"))
     assert capsys.readouterr().out == ""

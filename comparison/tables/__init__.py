@@ -1,20 +1,19 @@
 """Every table of docs/comparison.md: `python -m comparison.tables [NAME]`.
 
 A table is a function of the number of seeds that yields its rows. A figure over seeds is
-their mean, with half the range between the lowest and the highest; seconds have none.
+their mean ± their sample standard deviation; of seconds it is the median.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from comparison.laws import LAWS, Law, seeded
+from comparison.dataset import DataSet, seeded
+from comparison.denoisers import Denoiser
 from comparison.methods import Method
-from comparison.predictors import Predictor
-from comparison.processes import Process
-from comparison.rows import BOUNDS, Networks, cells, start, table
+from comparison.rows import DATASETS, REFERENCES, Networks, cells, start, table
 from comparison.samplers import last
 from comparison.training import fit, load
 
@@ -43,32 +42,32 @@ def tabled(*columns: str, training: bool = False) -> Callable:
 
 
 @cache
-def law(name: str) -> Law:
-    """Return a law of homer.png."""
-    return LAWS[name]()
+def dataset(name: str) -> Any:
+    """Return a data set of homer.png."""
+    return DATASETS[name]()
 
 
 @cache
-def network(law_name: str, seed: int, name: str, steps: int | None = None) -> nn.Module:
+def network(data: str, seed: int, name: str, steps: int | None = None) -> nn.Module:
     """Return the network of a recipe and a seed, from its file or trained once."""
-    those, options = law(law_name), {"steps": steps, "seed": seed}
+    those, options = dataset(data), {"steps": steps, "seed": seed}
     return load(name, those, **options) or fit(name, those, **options)
 
 
 def over_seeds(
-    of: Law,
+    of: DataSet,
     methods: Iterable[Method],
     seeds: int,
-    bounds: Sequence[str] = BOUNDS,
+    references: Sequence[str] = REFERENCES,
     networks: Networks | None = None,
     samples: int | None = None,
 ) -> Rows:
-    """Yield the rows of bounds and methods over seeds.
+    """Yield the rows of references and methods over seeds.
 
     networks: None for those of a training by each seed. samples: of a row, None for the
-    law's.
+    data set's.
     """
-    for some, those in (([], bounds), *(([method], ()) for method in methods)):
+    for some, those in (([], references), *(([method], ()) for method in methods)):
         runs = []
         for seed in range(seeds):
             known = networks or partial(network, of.name, seed)
@@ -79,13 +78,13 @@ def over_seeds(
 
 def drawn_by(
     sampler: Callable[..., Iterator[Tensor]],
-    predictor: Predictor,
-    process: Process,
+    denoiser: Denoiser,
+    levels: Tensor,
     seed: int,
-    **options: object,
+    **options: Any,
 ) -> Tensor:
     """Return points that a sampler draws, and where it starts, by one seed."""
-    points = law("points")
+    points = dataset("points")
     options["generator"] = seeded(points, seed)
-    x_T = start(process, points, points.samples, options["generator"])
-    return last(sampler(predictor, process, x_T, **options))
+    y = start(levels, points, points.samples, options["generator"])
+    return last(sampler(denoiser, levels, y, **options))

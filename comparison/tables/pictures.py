@@ -3,18 +3,19 @@
 from functools import partial
 from itertools import product
 
-from comparison.laws import Pictures
+from comparison.dataset import measured
+from comparison.levels import cosine, linear, respaced
 from comparison.measures import frechet, principal
-from comparison.methods import METHODS, Method, chosen
-from comparison.processes import cosine, linear, respaced
-from comparison.rows import cells, columns, over, run, spread, states
+from comparison.methods import Method, chosen
+from comparison.pictures import Pictures
+from comparison.rows import cells, columns, digits, names, over, over_runs, run, states
 from comparison.samplers import ddim, ddpm, last
-from comparison.tables import Rows, law, network, over_seeds, tabled
+from comparison.tables import Rows, dataset, network, over_seeds, tabled
 from comparison.training import RECIPES, fit
 
 # A row draws MANY, of which FITTED are held against their nearest poses; the survey FEW.
 MANY, FITTED, FEW = 2000, 300, 100
-LEARNED = [method for method in METHODS["pictures"] if "learned" in method.predictors]
+LEARNED = [method for method in Pictures.methods if "learned" in method.denoisers]
 KNOWN = {(method.name, method.steps): method for method in LEARNED}
 # DDIM by its steps, with the network of the command.
 DDIM = {k: KNOWN["ddim-cosine", k]._replace(own="pictures") for k in ("50", "10")}
@@ -23,7 +24,7 @@ DDIM = {k: KNOWN["ddim-cosine", k]._replace(own="pictures") for k in ("50", "10"
 @tabled(*columns(Pictures))
 def pictures(seeds: int) -> Rows:
     """The command's table."""
-    faces = law("pictures")._replace(fitted=FITTED)
+    faces = dataset("pictures")._replace(fitted=FITTED)
     known = partial(network, "pictures", 0)
     yield from over_seeds(faces, chosen(faces), seeds, networks=known, samples=MANY)
 
@@ -31,44 +32,44 @@ def pictures(seeds: int) -> Rows:
 @tabled(*columns(Pictures), training=True)
 def second(seeds: int) -> Rows:
     """The command's learned rows with a network as the committed, of another seed."""
-    faces = law("pictures")._replace(fitted=FITTED)
+    faces = dataset("pictures")._replace(fitted=FITTED)
     other = network("pictures", 1, "pictures", RECIPES["pictures"].committed)
-    methods = [method for method in chosen(faces) if "learned" in method.predictors]
+    methods = [method for method in chosen(faces) if "learned" in method.denoisers]
     yield from over_seeds(faces, methods, seeds, (), lambda _: other, MANY)
 
 
-@tabled("method", "network", "steps", *Pictures.measures, "seconds")
+@tabled("method", "network", "steps", *names(Pictures), "seconds")
 def survey(seeds: int) -> Rows:
     """The survey's tables 1 and 2, and what it could not compare, from 100 samples.
 
     All networks have the steps of the shorter training.
     """
-    faces = law("pictures")
+    faces = dataset("pictures")
 
     def networks(name):
         return network("pictures", 0, name, RECIPES[name].steps)
 
     ways = []
-    for schedule, process in (("linear", linear()), ("cosine", cosine())):
+    for schedule, levels in (("linear", linear()), ("cosine", cosine())):
         for sampler, kept, clip in product((ddpm, ddim), (1000, 50), (True, False)):
             if kept == 1000 and clip != (sampler is ddpm):
                 continue  # what clipping does, 50 steps tell
-            words = f"{sampler.__name__}-{schedule}", f"{kept}", respaced(process, kept)
+            words = f"{sampler.__name__}-{schedule}", f"{kept}", respaced(levels, kept)
             ways.append(Method(*words, sampler, f"pictures-{schedule}", clip=clip))
-    ways += [KNOWN["ddpm-kept-alphas", "50"], DDIM["50"]]
+    ways += [KNOWN["ddpm-stale-alphas", "50"], DDIM["50"]]
     ways += [KNOWN["langevin", "10 x 100"], KNOWN["ve-pc", "200"]]
-    floor = (faces.measure(faces.draw(FEW, seed)) for seed in range(seeds))
-    yield ["floor", "-", "-", *spread(floor, faces.measures.values()), "-"]
+    fresh = (measured(faces, faces.draw(FEW, seed)) for seed in range(seeds))
+    yield ["fresh data", "-", "-", *over_runs(fresh, digits(faces)), "-"]
     for method in ways:
         rows = [run(method, faces, FEW, seed, networks) for seed in range(seeds)]
-        name, _, steps, _, *measured = cells(rows, faces)
-        yield [name, method.own + ", clipped" * method.clip, steps, *measured]
+        name, _, steps, _, *rest = cells(rows, faces)
+        yield [name, method.own + ", clipped" * method.clip, steps, *rest]
 
 
 @tabled("pictures", *(f"frechet, {count} components" for count in (16, 128, 1024)))
 def counts(seeds: int) -> Rows:
-    """Frechet's distance to the law of fresh pictures and of a network's; ten draws each."""
-    faces = law("pictures")
+    """Frechet distance of fresh pictures and of a network's to the data; ten draws each."""
+    faces = dataset("pictures")
     features = [principal(faces.reference, count) for count in (16, 128, 1024)]
 
     def drawn(steps, seed):
@@ -91,7 +92,9 @@ def counts(seeds: int) -> Rows:
 @tabled(*columns(Pictures), training=True)
 def copies(seeds: int) -> Rows:
     """A control: the same network trained on 50 pictures, held against 50 others too."""
-    faces = law("pictures")
+    faces = dataset("pictures")
     few = faces._replace(data=faces.data[:50], fresh=faces.fresh[:50])
     copier = fit("pictures", few)
-    yield from over_seeds(few, [DDIM["50"]], seeds, ("floor",), lambda _: copier, MANY)
+    yield from over_seeds(
+        few, [DDIM["50"]], seeds, ("fresh data",), lambda _: copier, MANY
+    )

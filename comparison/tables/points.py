@@ -7,120 +7,120 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from comparison.laws import seeded
+from comparison.dataset import draw_noise, measured, seeded
+from comparison.denoisers import (
+    HYBRID,
+    Exact,
+    best_variance,
+    bound_terms,
+    learned_variance,
+)
+from comparison.levels import geometric, linear, respaced
 from comparison.measures import share_near
 from comparison.methods import chosen
 from comparison.networks import PointNetwork
 from comparison.objectives import denoising, score_matching, uniform_level
-from comparison.predictors import (
-    Exact,
-    best_variance,
-    bound_terms,
-    from_hybrid,
-    learned_variance,
-)
-from comparison.processes import geometric, linear, respaced
-from comparison.rows import columns, draw_noise, over, spread
+from comparison.rows import columns, digits, names, over, over_runs
 from comparison.samplers import ddpm
-from comparison.tables import Rows, drawn_by, law, network, over_seeds, tabled
+from comparison.tables import Rows, dataset, drawn_by, network, over_seeds, tabled
 from comparison.training import RECIPES, fit, train
 
-LAW = law("points")
-SAMPLES = LAW.samples
-DIGITS = tuple(LAW.measures.values())
+DATA = dataset("points")
+SAMPLES = DATA.samples
+DIGITS = digits(DATA)
 
 
 def _noise(seed: int, count: int = SAMPLES) -> Tensor:
-    return draw_noise(LAW, count, seeded(LAW, seed))
+    return draw_noise(DATA, count, seeded(DATA, seed))
 
 
-@tabled("2,000 draws from", *LAW.measures)
-def floor(seeds: int) -> Rows:
-    """Ten draws of the floor, of the ceiling, and of what Frechet's distance cannot tell."""
-    factor = torch.linalg.cholesky(LAW.data.T.cov())
+@tabled("2,000 draws from", *names(DATA))
+def references(seeds: int) -> Rows:
+    """Ten draws of fresh data, of noise, and of what the Frechet distance cannot tell."""
+    factor = torch.linalg.cholesky(DATA.data.T.cov())
     draws: dict[str, Callable[[int], Tensor]] = {
-        "the law (floor)": partial(LAW.draw, SAMPLES),
-        "noise (ceiling)": _noise,
+        "fresh data": partial(DATA.draw, SAMPLES),
+        "noise": _noise,
         "N(its mean, its covariance)": lambda seed: _noise(seed) @ factor.T,
     }
     for name, draw in draws.items():
-        runs = (LAW.measure(draw(seed)) for seed in range(10))
-        yield [name, *spread(runs, DIGITS)]
+        runs = (measured(DATA, draw(seed)) for seed in range(10))
+        yield [name, *over_runs(runs, DIGITS)]
 
 
-@tabled(*columns(LAW))
+@tabled(*columns(DATA))
 def points(seeds: int) -> Rows:
     """The command's table: all methods, two networks for all."""
-    yield from over_seeds(LAW, chosen(LAW), seeds)
+    yield from over_seeds(DATA, chosen(DATA), seeds)
 
 
-@tabled(*columns(LAW))
+@tabled(*columns(DATA))
 def own(seeds: int) -> Rows:
     """The survey's tables 1 and 2: each method with the network that its paper trains."""
-    names = ["ddpm-linear", "ddpm-cosine", "ddim-linear", "ddim-cosine"]
-    names += ["langevin", "langevin-denoised", "ve-pc", "vp-em", "flow"]
-    names += ["edm", "rectified-flow"]
-    yield from over_seeds(LAW, chosen(LAW, names, own=True), seeds, ("floor",))
+    wanted = ["ddpm-linear", "ddpm-cosine", "ddim-linear", "ddim-cosine"]
+    wanted += ["langevin", "langevin-denoised", "ve-pc", "vp-em", "heun"]
+    wanted += ["edm", "rectified-flow"]
+    yield from over_seeds(DATA, chosen(DATA, wanted, own=True), seeds, ("fresh data",))
 
 
-@tabled("predictor", "variance", *LAW.measures, "bound, t = 2..50, nats/dim")
+@tabled("denoiser", "variance", *names(DATA), "bound, t = 2..50, nats/dim")
 def covariance(seeds: int) -> Rows:
     """Learned covariance, (20): DDPM 50 with each variance, and the bound's terms, (16)."""
-    process = respaced(linear(), 50)
+    levels = respaced(linear(), 50)
 
     def run(kind: str, name: str, seed: int) -> list[float]:
         if kind == "exact":
-            predictor = Exact(LAW.data)
-            own_variance = best_variance(predictor, process)
+            denoiser = Exact(DATA.data)
+            own_variance = best_variance(denoiser)
         else:
             trained = network("points", seed, "hybrid")
-            predictor = from_hybrid(trained)
-            own_variance = learned_variance(trained, process)
+            denoiser = HYBRID.denoiser(trained)
+            own_variance = learned_variance(trained, levels)
         variance = {"beta": "beta", "beta~": "posterior"}.get(name, own_variance)
-        terms = bound_terms(predictor, process, LAW.data, variance, seeded(LAW, seed))
-        drawn = drawn_by(ddpm, predictor, process, seed, variance=variance)
-        return [*LAW.measure(drawn), terms.sum().item()]
+        terms = bound_terms(denoiser, levels, DATA.data, variance, seeded(DATA, seed))
+        drawn = drawn_by(ddpm, denoiser, levels, seed, variance=variance)
+        return [*measured(DATA, drawn), terms.sum().item()]
 
     for kind, own_name in (("exact", "the best"), ("learned", "learned")):
         for name in ("beta", "beta~", own_name):
             runs = (run(kind, name, seed) for seed in range(seeds))
-            yield [kind, name, *spread(runs, (*DIGITS, 3))]
+            yield [kind, name, *over_runs(runs, (*DIGITS, 3))]
 
 
-@tabled("within half a pixel", "seen points covered", "unseen", "on drawing")
+@tabled("within half a pixel", "coverage of seen points", "of unseen", "precision")
 def half(seeds: int) -> Rows:
     """Trained on every second point: what is covered of those seen and of the others."""
-    seen, unseen = LAW.data[::2], LAW.data[1::2]
-    part = LAW._replace(data=seen)
+    seen, unseen = DATA.data[::2], DATA.data[1::2]
+    part = DATA._replace(data=seen)
 
     def blurred_points(seed: int) -> Tensor:
-        generator = seeded(LAW, seed)
+        generator = seeded(DATA, seed)
         index = torch.randint(len(seen), (SAMPLES,), generator=generator)
-        return seen[index] + 0.3 * LAW.pixel * draw_noise(LAW, SAMPLES, generator)
+        return seen[index] + 0.3 * DATA.pixel * draw_noise(DATA, SAMPLES, generator)
 
     def network_draws(seed: int) -> Tensor:
-        predictor = RECIPES["points"].predictor(fit("points", part, seed=seed))
-        return drawn_by(ddpm, predictor, linear(), seed)
+        denoiser = RECIPES["points"].target.denoiser(fit("points", part, seed=seed))
+        return drawn_by(ddpm, denoiser, linear(), seed)
 
     ways = {
         "network": network_draws,
         "exact score of the seen": partial(drawn_by, ddpm, Exact(seen), linear()),
         "the seen, blurred by 0.3 px": blurred_points,
-        "the law (floor)": partial(LAW.draw, SAMPLES),
+        "fresh data": partial(DATA.draw, SAMPLES),
     }
     for name, way in ways.items():
         runs = []
         for drawn in map(way, range(seeds)):
-            pairs = ((seen, drawn), (unseen, drawn), (drawn, LAW.data))
-            runs.append([100 * share_near(*pair, LAW.pixel / 2) for pair in pairs])
-        yield [name, *spread(runs, (1, 1, 1))]
+            pairs = ((seen, drawn), (unseen, drawn), (drawn, DATA.data))
+            runs.append([100 * share_near(*pair, DATA.pixel / 2) for pair in pairs])
+        yield [name, *over_runs(runs, (1, 1, 1))]
 
 
 @tabled("objective", "error, share of the score's square", "loss at the end", "seconds")
 def matching(seeds: int) -> Rows:
     """Score matching three ways at one level, sigma = 0.3, and where it has no minimum."""
     sigma = 0.3
-    exact = Exact(LAW.data)
+    exact = Exact(DATA.data)
     ways = {
         "denoising, (32)": denoising(uniform_level(geometric(1, sigma, sigma))),
         "exact trace, (41)": score_matching(sigma, blur=sigma),
@@ -132,14 +132,14 @@ def matching(seeds: int) -> Rows:
         for seed in range(seeds):
             trained = PointNetwork(seed=seed)
             began = perf_counter()
-            loss = train(trained, objective, LAW.data, steps=2000, seed=seed)
+            loss = train(trained, objective, DATA.data, steps=2000, seed=seed)
             seconds.append(perf_counter() - began)
-            x = LAW.data.repeat(10, 1)
+            x = DATA.data.repeat(10, 1)
             x = x + sigma * _noise(seed, len(x))
-            one, noise = x.new_ones(()), x.new_tensor(sigma)
-            true = exact(x, one, noise)
+            level = x.new_tensor(sigma)
+            true = (x - exact(x, level)) / level
             with torch.no_grad():
-                off = (trained(x, one, noise) - true).square().mean()
+                off = (trained(x, level) - true).square().mean()
             errors.append((off / true.square().mean()).item())
             losses.append(loss[-300:].mean().item())
         yield [name, over(errors, 3), over(losses, 2), f"{min(seconds):.0f}"]

@@ -4,14 +4,14 @@ from base64 import b64encode
 from pathlib import Path
 from time import perf_counter
 
-from comparison.tables import Rows, law, network, tabled
+from comparison.tables import Rows, dataset, network, tabled
 from comparison.training import RECIPES, fit, save
 
 
-def _trained(law_name: str, *names: str) -> Rows:
+def _trained(data: str, *names: str) -> Rows:
     for name in names:
         began, steps = perf_counter(), RECIPES[name].committed
-        save(name, fit(name, law(law_name), steps=steps), law(law_name))
+        save(name, fit(name, dataset(data), steps=steps), dataset(data))
         yield name, f"{perf_counter() - began:.0f}"
 
 
@@ -33,7 +33,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "weights.js"
 @tabled("file", "bytes", training=True)
 def play(seeds: int) -> Rows:
     """Write what docs/play.html plays: the drawing's pixels, and the points' network."""
-    points = law("points")
+    points = dataset("points")
     # Columns and rows, from below, of the grid of 150, as `image_to_vector` scales them.
     corner = points.data.new_tensor([3.0, 2.0])
     grid = ((points.centre + points.scale * points.data + corner) * 25).round()

@@ -1,98 +1,33 @@
-"""Laws made of the drawing: its points in the plane, and pictures of it in random poses.
-
-A law has data to train on, (n, D), float32, and all else by which everything above it
-serves any law: its `box`, between whose corners all data lie; `draw(count, seed)`, new
-data of it; `measure(samples)`, how far samples, (m, D), are from it, in the order of
-`measures`, the names of the columns and their digits; `samples`, what a row of its table
-draws, and `filmed`, what its film shows; `notes` on its measures; its `name`, and
-`picture`, which tells it from a law of the same name.
-"""
+"""Pictures of the drawing in random poses as a data set."""
 
 import hashlib
-import math
 import warnings
-from collections.abc import Callable
-from pathlib import Path
-from types import MappingProxyType
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
-from comparison.measures import (
-    energy,
-    frechet,
-    nearest,
-    principal,
-    share_near,
-    sliced,
-    total_variance,
+from comparison.dataset import Measure, Row
+from comparison.figures import mosaic_sheets, plot_mosaics
+from comparison.levels import cosine, geometric, karras, linear, respaced, ve_sde
+from comparison.measures import energy, frechet, nearest, principal, total_variance
+from comparison.methods import Method
+from comparison.points import HOMER
+from comparison.samplers import (
+    ddim,
+    ddpm,
+    ddpm_stale_alphas,
+    heun,
+    langevin,
+    predictor_corrector,
 )
-from utils import IMG_SIZE, ImageFile, image_to_vector, read_square
-
-HOMER = Path(__file__).resolve().parents[1] / "homer.png"
-
-
-# Points
-
-
-class Points(NamedTuple):
-    """The points of a drawing, normalised, and what leads back to `main.py`'s units.
-
-    data: (n, 2), of mean 0; the variance of all coordinates together is 1. pixel: what a
-    pixel of the grid of 150 measures in these units. In main's units, a point is centre
-    + scale x. picture: the SHA-256 of the points in main's units.
-    """
-
-    data: Tensor
-    pixel: float
-    centre: Tensor
-    scale: float
-    picture: str
-    name, samples, filmed, notes = "points", 2000, 2000, ()
-    measures = MappingProxyType(
-        {"on drawing": 1, "covered": 1, "sliced": 2, "frechet": 2}
-    )
-
-    @property
-    def box(self) -> tuple[Tensor, Tensor]:
-        """The corners of the smallest rectangle that all points lie in, (2,)."""
-        return self.data.aminmax(dim=0)
-
-    def draw(self, count: int, seed: int) -> Tensor:
-        """Draw points, each as likely as another."""
-        like = {"generator": seeded(self, seed), "device": self.data.device}
-        return self.data[torch.randint(len(self.data), (count,), **like)]
-
-    def measure(self, samples: Tensor) -> tuple[float, ...]:
-        """Return on drawing and covered, in per cent, sliced in px and frechet in px^2."""
-        # A network that was hardly trained may explode.
-        if not samples.isfinite().all():
-            return 0.0, 0.0, math.nan, math.nan
-        x, data = samples / self.pixel, self.data / self.pixel
-        # Neighbours on the grid are 1 px apart: rounding must not decide.
-        within = 1.001
-        shares = share_near(x, data, within), share_near(data, x, within)
-        return *(100 * share for share in shares), sliced(x, data), frechet(x, data)
-
-
-def points(
-    image: ImageFile = HOMER, device: torch.device | str = "cpu", *, fit: bool = False
-) -> Points:
-    """Return the points of a picture that `image_to_vector` finds. Raises as that does."""
-    cloud = image_to_vector(image, fit=fit).view(-1, 2)
-    centre = cloud.mean(dim=0)
-    scale = (cloud - centre).square().mean().sqrt().item()
-    pixel = 6 / IMG_SIZE / scale
-    data = ((cloud - centre) / scale).to(device)
-    picture = hashlib.sha256(cloud.numpy().tobytes()).hexdigest()
-    return Points(data, pixel, centre, scale, picture)
-
-
-# Pictures
+from utils import ImageFile, read_square
 
 CANVAS, DARK = 600, 50
 """Side in pixels of the square that a drawing is thickened on, and its lightest ink."""
@@ -100,14 +35,76 @@ FINER = 8
 """A pose is drawn this many times finer than its picture, and averaged."""
 
 
+def _closer(pictures: "Pictures", x: Tensor) -> float:
+    to_training, to_fresh = (
+        nearest(x, known)[0] for known in (pictures.data, pictures.fresh)
+    )
+    return 100 * (to_training < to_fresh).double().mean().item()
+
+
+MEASURES: tuple[Measure, ...] = (
+    Measure(
+        "pose error",
+        3,
+        lambda p, x: p.fit_poses(x[: p.fitted])[1].median().item(),
+        "RMS that no pose explains, median of the first samples, lower is better",
+    ),
+    Measure(
+        "variance ratio",
+        2,
+        lambda p, x: total_variance(x) / total_variance(p.reference),
+        "total variance over that of the data, 1 is best",
+    ),
+    Measure(
+        "energy distance",
+        3,
+        lambda p, x: energy(x, p.reference),
+        "between samples and data, of all pixels, lower is better",
+    ),
+    Measure(
+        "frechet",
+        2,
+        lambda p, x: frechet(x @ p.axes, p.reference @ p.axes),
+        "Frechet distance squared of 16 principal components, lower is better",
+    ),
+    Measure(
+        "closer to training",
+        0,
+        _closer,
+        "share closer to a training picture than to as many fresh ones, %, 50 is best",
+    ),
+)
+
+
+def _methods() -> list[Method]:
+    line, arc = linear(), cosine()
+    on_line, on_arc, on_none = "pictures-linear", "pictures-cosine", "pictures"
+    exact, learned = (partial(Method, denoisers=(k,)) for k in ("exact", "learned"))
+    slow, boxed = partial(learned, slow=True), {"box": True, "states": 100}
+    flow = karras(line[0].item(), line[-2].item())
+    return [
+        learned("ddim-cosine", "50", respaced(arc, 50), ddim, on_arc, filmed=True),
+        learned("ddim-cosine", "10", respaced(arc, 10), ddim, on_arc),
+        learned("ddpm-cosine", "250", respaced(arc, 250), ddpm, on_arc, clip=True),
+        learned("heun", "18", flow, heun, on_none),
+        exact("ddim-cosine", "50", respaced(arc, 50), ddim, on_arc),
+        slow("ddpm-linear", "1000", line, ddpm, on_line, clip=True),
+        slow("ddpm-stale-alphas", "50", line, ddpm_stale_alphas, on_line, clip=True),
+        slow("ddpm-cosine", "1000", arc, ddpm, on_arc, clip=True),
+        slow("ddim-linear", "50", respaced(line, 50), ddim, on_line),
+        slow("langevin", "10 x 100", geometric(), langevin, on_none, **boxed),
+        slow("ve-pc", "200", ve_sde(), predictor_corrector, on_none),
+    ]
+
+
 class Pictures(NamedTuple):
-    """Pictures of a drawing in random poses: one law, drawn from three times.
+    """Pictures of a drawing in random poses: one distribution, drawn from three times.
 
     All are (n, side^2), row by row from the top: +1 is paper, -1 ink. data is trained on;
     fresh tells copying from learning; reference is what samples are compared with, their
     mean and covariance on its principal components, `axes`, (side^2, 16); poses: its own,
     (n, 6). drawing: what is posed, (F, F), from 0, paper, to 1, ink. picture: the SHA-256
-    of it and of n. fitted: how many samples `measure` fits.
+    of it and of n. fitted: of how many samples the pose is fitted.
     """
 
     data: Tensor
@@ -120,9 +117,7 @@ class Pictures(NamedTuple):
     picture: str
     fitted: int = 100
     name, samples, filmed = "pictures", 300, 32
-    measures = MappingProxyType(
-        {"off pose": 3, "spread": 2, "kernel": 3, "frechet": 2, "nearer": 0}
-    )
+    measures, methods = MEASURES, tuple(_methods())
 
     @property
     def box(self) -> tuple[float, float]:
@@ -132,35 +127,12 @@ class Pictures(NamedTuple):
     @property
     def notes(self) -> tuple[str]:
         """How many samples are fitted."""
-        return (f"off pose is of the first {self.fitted} samples of a row",)
+        return (f"the pose error is of the first {self.fitted} samples of a row",)
 
     def draw(self, count: int, seed: int) -> Tensor:
-        """Draw pictures by other seeds than those of the law's own."""
+        """Draw pictures by other seeds than those of the data."""
         generator = torch.Generator().manual_seed(1000 + int(seed))
         return posed(self.drawing, affine(random_poses(count, generator)))
-
-    def measure(self, samples: Tensor) -> tuple[float, ...]:
-        """Return off pose, spread, kernel, frechet, and nearer.
-
-        off pose: the median of what no pose explains of the first `fitted` samples. spread:
-        the total variance over that of the reference pictures. kernel: the energy distance
-        to these. frechet: d^2, (39), to these, on their first 16 principal components.
-        nearer: the per cent of the samples that are nearer to a picture trained on than to
-        any of as many fresh ones; a copier has 100, the law itself 50.
-        """
-        # A network that was hardly trained may explode.
-        if not samples.isfinite().all():
-            return (math.nan,) * 5
-        _, off_pose = self.fit_poses(samples[: self.fitted])
-        to_training, _ = nearest(samples, self.data)
-        to_fresh, _ = nearest(samples, self.fresh)
-        return (
-            off_pose.median().item(),
-            total_variance(samples) / total_variance(self.reference),
-            energy(samples, self.reference),
-            frechet(samples @ self.axes, self.reference @ self.axes),
-            100 * (to_training < to_fresh).double().mean().item(),
-        )
 
     def fit_poses(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Return the pose nearest to each of m samples, (m, 6), and what it leaves, (m,):
@@ -187,9 +159,28 @@ class Pictures(NamedTuple):
                 unexplained(torch.cat([mirror, numbers], dim=2)).sum().backward()
                 optimizer.step()
             poses = torch.cat([mirror, numbers.detach()], dim=2)
-            left, best = unexplained(poses).min(dim=1)
+            best = unexplained(poses).argmin(dim=1)
             poses = poses[range(len(poses)), best][:, None]
-        return poses[:, 0], left.sqrt()
+        return poses[:, 0], unexplained(poses)[:, 0].sqrt()
+
+    def plot(self, rows: Sequence[Row]) -> Figure:
+        """Draw samples of each row, and below each the nearest training picture."""
+        parts, columns = {}, 14
+        for row in rows:
+            words = row.method, row.steps, row.denoiser
+            title = " ".join(word for word in words if word != "-")
+            title += "" if parts else "; below each sample the nearest training picture"
+            x = row.samples[:columns]
+            _, index = nearest(x, self.data)
+            blank = x.new_ones(columns - len(x), x.shape[1])
+            parts[title] = torch.cat([x, blank, self.data[index], blank])
+        return plot_mosaics(parts, columns)
+
+    def sheets(
+        self, shown: Sequence[dict[str, Tensor]], colours: bool
+    ) -> list[Image.Image]:
+        """Draw mosaics side by side."""
+        return mosaic_sheets(shown)
 
 
 def pictures(
@@ -262,17 +253,8 @@ def posed(drawing: Tensor, maps: Tensor, finer: int = FINER) -> Tensor:
     back = torch.cat([maps, last_row], dim=1).inverse()[:, :2].to(drawing)
     parts = []
     for chunk in back.split(16):
-        size = (len(chunk), 1, *drawing.shape)
+        size = [len(chunk), 1, *drawing.shape]
         grid = affine_grid(chunk, size, align_corners=False)
         ink = grid_sample(drawing.expand(size), grid, align_corners=False)
         parts.append(1 - 2 * avg_pool2d(ink, finer).flatten(1))
     return torch.cat(parts)
-
-
-Law = Points | Pictures
-LAWS: dict[str, Callable[..., Law]] = {"points": points, "pictures": pictures}
-
-
-def seeded(law: Law, seed: int) -> torch.Generator:
-    """Return a generator on the law's device."""
-    return torch.Generator(law.data.device).manual_seed(int(seed))

@@ -1,0 +1,224 @@
+"""Denoisers: whatever is called (y, sigma) and returns its estimate D of x_0.
+
+y = x_0 + sigma eps, (B, D); sigma is () or (B, 1), of y's dtype and device, above 0. All
+else follows from it:
+
+    eps = (y - D) / sigma,    score = grad log p(y) = (D - y) / sigma^2, (29)
+"""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffusion import gaussian_kl
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+
+
+@contextmanager
+def _full_precision() -> Generator[None]:
+    """Multiply float32 as such, whatever the caller allows: TF32 would move points."""
+    allowed = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)
+
+
+class Exact:
+    """The exact denoiser of a finite data set: each of its n points is equally likely.
+
+        w = softmax(-norm(y - x^i)^2 / (2 sigma^2)),    D = E[x_0 | y] = sum_i w_i x^i
+
+    No denoiser has a smaller error on these data, and a sampler that follows it draws the
+    data (Karras et al., 2022, appendix B.3). data: (n, D). Memory is bounded: `chunk` of
+    the B x n weights exist at a time.
+    """
+
+    def __init__(self, data: Tensor, chunk: int = 2**19) -> None:
+        self.data = data
+        self.half_norms = data.square().sum(dim=1) / 2
+        self.rows = max(1, chunk // len(data))
+
+    def __call__(self, y: Tensor, sigma: Tensor) -> Tensor:
+        (x_start,) = self._means(y, sigma, self.data)
+        return x_start
+
+    def variance(self, y: Tensor, sigma: Tensor) -> Tensor:
+        """Return Var[x_0 | y] of each coordinate, (B, D)."""
+        mean, square = self._means(y, sigma, self.data, self.data.square())
+        return (square - mean.square()).clamp(min=0)
+
+    @_full_precision()
+    def _means(self, y: Tensor, sigma: Tensor, *values: Tensor) -> list[Tensor]:
+        """Return E[value of x_0 | y] for each table of values, (n, D)."""
+        # What all x^i have in common, norm(y)^2, the softmax would take out.
+        precision = (1 / sigma.square()).expand(len(y), 1)
+        parts = []
+        for some, a in zip(y.split(self.rows), precision.split(self.rows)):
+            logits = torch.addmm(-a * self.half_norms, some * a, self.data.T)
+            weights = logits.softmax(dim=1)
+            parts.append([weights @ value for value in values])
+        return [torch.cat(part) for part in zip(*parts)]
+
+
+def blurred(denoiser: Denoiser, width: float) -> Denoiser:
+    """Return the denoiser of a data distribution blurred with N(0, width^2 I).
+
+    Its score at sigma is the score of the data at wider^2 = sigma^2 + width^2, so
+    D = y + sigma^2 / wider^2 (denoiser(y, wider) - y).
+    """
+
+    def denoise(y: Tensor, sigma: Tensor) -> Tensor:
+        wider2 = sigma.square() + width**2
+        return y + sigma.square() / wider2 * (denoiser(y, wider2.sqrt()) - y)
+
+    return denoise
+
+
+def clipped(denoiser: Denoiser, low: Any, high: Any) -> Denoiser:
+    """Return a denoiser whose estimate of x_0 is kept in a box, as Ho et al. do.
+
+    low, high: the box's corners, (D,), or one number for all coordinates.
+    """
+    return lambda y, sigma: denoiser(y, sigma).clamp(low, high)
+
+
+# What a network's output is
+
+
+class Target(NamedTuple):
+    """What a network predicts: the target in training, and the denoiser that it makes.
+
+    of: called (x_0, eps, sigma). denoised: its inverse, called (output, y, sigma).
+    """
+
+    of: Callable[[Tensor, Tensor, Tensor], Tensor]
+    denoised: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+    def denoiser(self, network: Denoiser) -> Denoiser:
+        """Return the denoiser of a network called (y, sigma)."""
+        return lambda y, sigma: self.denoised(network(y, sigma), y, sigma)
+
+
+def _scale(sigma: Tensor) -> Tensor:
+    return (1 + sigma.square()).sqrt()
+
+
+# The noise, as Ho et al. (2020) predict it.
+NOISE = Target(
+    lambda x_start, eps, sigma: eps,
+    lambda output, y, sigma: y - sigma * output,
+)
+# The velocity (eps - sigma x_0) / sqrt(1 + sigma^2) of Salimans and Ho (2022), which is
+# that of x_t = y / sqrt(1 + sigma^2).
+VELOCITY = Target(
+    lambda x_start, eps, sigma: (eps - sigma * x_start) / _scale(sigma),
+    lambda output, y, sigma: (y / _scale(sigma) - sigma * output) / _scale(sigma),
+)
+# The displacement eps - x_0, the velocity of rectified flow (Liu et al., 2022).
+DISPLACEMENT = Target(
+    lambda x_start, eps, sigma: eps - x_start,
+    lambda output, y, sigma: (y - sigma * output) / (1 + sigma),
+)
+# The noise beside v, (eps, v), (B, 2 D), as L_hybrid trains them.
+HYBRID = Target(NOISE.of, lambda output, y, sigma: y - sigma * output.chunk(2, 1)[0])
+
+
+# Variances of a reverse step, in y; sigma_t^2 of a paper is s^2 abar_{t-1}
+
+
+def beta(here: Tensor, there: Tensor) -> Tensor:
+    """Return that of beta_t."""
+    return (1 + there**2) * (here**2 - there**2) / (1 + here**2)
+
+
+def posterior(here: Tensor, there: Tensor) -> Tensor:
+    """Return that of q(y at there | y at here, x_0), beta~_t."""
+    return there**2 * (here**2 - there**2) / here**2
+
+
+def exploding(here: Tensor, there: Tensor) -> Tensor:
+    """Return that of the VE SDE's reverse diffusion: what the forward step adds."""
+    return here**2 - there**2
+
+
+# Called (y, here, there), a variance returns s^2: (), (B, 1) or (B, D).
+Variance = Callable[[Tensor, Tensor, Tensor], Tensor]
+NAMED: dict[str, Variance] = {
+    "beta": lambda y, here, there: beta(here, there),
+    "posterior": lambda y, here, there: posterior(here, there),
+}
+
+
+def interpolated(v: Tensor, above: Tensor, here: Tensor, there: Tensor) -> Tensor:
+    """Return exp(v log beta_t + (1 - v) log beta~_t), (20), in y. v: (B, D).
+
+    beta~_1 = 0 is replaced by beta~_2, as Nichol and Dhariwal do: above is the level above
+    `here`, which only this needs.
+    """
+    first = (there == 0).to(v.dtype)
+    small = first * posterior(above, here) / (1 + here**2) + posterior(here, there)
+    return torch.exp(v * beta(here, there).log() + (1 - v) * small.log())
+
+
+def learned_variance(network: Denoiser, levels: Tensor) -> Variance:
+    """Return the variance (20) of a network of outputs (eps, v), along its levels."""
+
+    def variance(y: Tensor, here: Tensor, there: Tensor) -> Tensor:
+        v = network(y, here).chunk(2, dim=1)[1]
+        return interpolated(v, levels[-3].to(y), here, there)
+
+    return variance
+
+
+def best_variance(exact: Exact) -> Variance:
+    """Return the diagonal variance of a reverse step that is best in the bound:
+
+        beta~_t + A_t^2 Var[x_0 | x_t],    A_t the weight of x_0 in mu~_t
+
+    which is what x_{t-1} varies by, given x_t (compare Bao et al., "Analytic-DPM",
+    2022); in y, A_t is 1 - (there / here)^2.
+    """
+
+    def variance(y: Tensor, here: Tensor, there: Tensor) -> Tensor:
+        weight = 1 - (there / here).square()
+        return posterior(here, there) + weight.square() * exact.variance(y, here)
+
+    return variance
+
+
+# The bound
+
+
+@torch.no_grad()
+def bound_terms(
+    denoiser: Denoiser,
+    levels: Tensor,
+    data: Tensor,
+    variance: str | Variance,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Return the bound's terms (16) for t = 2..T: float64, (T - 1,), nats per dimension.
+
+        E KL(N(mu~_t, beta~_t I) || N(mu_theta, Sigma_t))
+
+    over all data, each with one draw of x_t. Of the bound's other terms the first does not
+    depend on the variance, and the last, -log p(x_0 | x_1), has no finite value, since the
+    sampler's last step adds no noise.
+    """
+    of, terms = variance if callable(variance) else NAMED[variance], []
+    for t in range(2, len(levels)):
+        here, there = levels[-t - 1].to(data), levels[-t].to(data)
+        like = {"dtype": data.dtype, "device": data.device}
+        y = data + here * torch.randn(data.shape, generator=generator, **like)
+        weight, small = 1 - (there / here).square(), posterior(here, there)
+        means = (y + weight * (x - y) for x in (data, denoiser(y, here)))
+        mean, mean_theta = means
+        kl = gaussian_kl(mean, small, mean_theta, of(y, here, there)).sum(dim=1)
+        terms.append(kl.mean().double() / data.shape[1])
+    return torch.stack(terms)
