@@ -57,7 +57,7 @@ def train(
     A step draws a batch of the data with replacement and takes one AdamW step on the
     objective, whose gradient is cut to norm 1; the rate rises to lr in the first tenth,
     then falls to 0 as half a cosine. At the end the network has the exponential average
-    of its weights, of which step n keeps min(average, (1 + n) / (10 + n)).
+    of its weights; from the second step on, n keeps min(average, (1 + n) / (10 + n)).
 
     data: (n, D), on the network's device.
     """

@@ -108,7 +108,7 @@ def test_samplers_are_those_of_python(opened, name):
         torch.testing.assert_close(number(got), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("beta_end, start", [(0.02, "there"), (0.6, "noise")])
+@pytest.mark.parametrize("beta_end, start", [(0.02, "noise"), (0.6, "there")])
 def test_the_whole_cloud_there_and_back(opened, beta_end, start):
     page = opened(f"datum=cloud&beta={beta_end}&start={start}&at=0")
     cloud, data = end(page)[0], numbers(page, "scene.law.data")
