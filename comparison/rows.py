@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
-from statistics import mean, median, stdev
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -156,10 +156,9 @@ def show(fields: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
 
 def over(values: Iterable[float], digits: int) -> str:
     """Return the mean of values and, of several, their sample standard deviation."""
-    values = list(values)
-    form = f".{digits}f" if mean(values) < 1e6 else ".0e"
-    spread = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
-    return f"{mean(values):{form}}{spread}"
+    x = torch.tensor([*values], dtype=torch.float64)  # which may be NaN or infinite
+    form = f".{digits}f" if x.mean() < 1e6 else ".0e"
+    return f"{x.mean():{form}}" + (f" ± {x.std():{form}}" if len(x) > 1 else "")
 
 
 def over_runs(runs: Iterable[Iterable[float]], digits: Iterable[int]) -> list[str]:

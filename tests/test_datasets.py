@@ -159,8 +159,8 @@ def test_points_are_measured_in_pixels():
     expected.append(frechet_by_scipy(x, data))
     assert 20 < expected[1] < expected[0] < 95
     assert measured(those, drawn) == pytest.approx(expected, rel=1e-4)
-    beside = those.data[:1] + torch.tensor([[those.pixel, 0]])
-    assert measured(those, beside.expand(2, 2))[0] == 100
+    beside = those.data + torch.tensor([[those.pixel, 0]])
+    assert measured(those, beside)[:2] == (100, 100)
     one = frechet(*(torch.from_numpy(z[:, :1]) for z in (x, data)))
     assert one == pytest.approx(frechet_by_scipy(x[:, :1], data[:, :1]))
 

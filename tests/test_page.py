@@ -176,22 +176,22 @@ def test_the_slider_scrubs_between_noise_and_face(opened):
     assert own not in draws
     rows = page.locator("tbody td:last-child").all_inner_texts()
     assert rows[0] == "100" and " to " in rows[1] and " to " in rows[2]
+    page.select_option("[name=way]", "langevin")  # which starts back there as well
+    page.wait_for_function("scene.name === 'langevin' && measured === scene.T + 1")
     now = map(float, page.locator("tbody td:nth-child(2)").all_inner_texts())
     assert [*now] == pytest.approx([12, 28, 5], rel=0.5)  # noise's
-    page.select_option("[name=way]", "langevin")  # which starts back there as well
-    page.wait_for_function("scene.name === 'langevin' && shown === scene.T + 1")
 
 
 def test_arrows_from_noise_lead_a_third_of_the_way_to_the_centre(opened):
-    page = opened("arrows=on&at=51")
-    page.wait_for_function("shown === 51")
+    page = opened("way=langevin&arrows=on&at=10")
+    page.wait_for_function("shown === 10")
     page.evaluate(
         """() => { const context = view.getContext("2d"); window.drawn = []; shown = -1;
             context.moveTo = context.lineTo = (...at) => drawn.push(...at); }"""
     )
     picture(page)
     starts, ends = numbers(page, "drawn").view(-1, 2, 2)[:400].unbind(1)
-    assert starts.std() > 200 and (ends - 2 / 3 * starts).std(dim=0).max() < 3
+    assert starts.std() > 200 and (ends - 2 / 3 * starts).std(dim=0).max() < 6
 
 
 def test_every_control_changes_what_is_seen_and_is_in_the_address(opened):
