@@ -18,12 +18,13 @@ IMG_SIZE = 150
 """Side in pixels, as in T. Lira's code; the publication prints none, and uses 200."""
 
 ImageFile = str | os.PathLike[str] | BinaryIO | Image.Image
+Drawing = tuple[Image.Image, str]  # and what `fit` did
 Vector = TypeVar("Vector", list[float], np.ndarray, torch.Tensor)
 
 
 def read_square(
     img_file: ImageFile, image_size: int, threshold: int, fit: bool = False
-) -> tuple[Image.Image, str]:
+) -> Drawing:
     """Return a picture as a square of greys, 0 to 255 (white), and what `fit` did.
 
     The picture (the first frame of an animation) is turned as its EXIF says, laid on
@@ -41,8 +42,8 @@ def read_square(
     if not fit:
         return ImageOps.pad(_grey(image, "white"), (image_size,) * 2, color=255), ""
     for ground in ("white", "black"):  # where white ink would not show
-        with suppress(ValueError):
-            return _fit(_grey(image, ground), image_size, threshold)
+        if found := _fit(_grey(image, ground), image_size, threshold):
+            return found
     raise ValueError(f"{img_file!s:.200} is blank or has only specks")
 
 
@@ -82,8 +83,8 @@ def _contrast(pixels: np.ndarray) -> tuple[float, float]:
     return ground, ground + sign * away[between.argmax() // 4]
 
 
-def _fit(grey: Image.Image, size: int, threshold: int) -> tuple[Image.Image, str]:
-    """Return the drawing, found as `read_square` says, and what was done."""
+def _fit(grey: Image.Image, size: int, threshold: int) -> Drawing | None:
+    """Return the drawing, found as `read_square` says, or None if there is no ink."""
     side = max(grey.size)
     if np.ptp(np.quantile(np.asarray(grey), [0.25, 0.75])) > 1:  # a noisy background
         grey = grey.filter(ImageFilter.BoxBlur(side // 1200))
@@ -98,25 +99,24 @@ def _fit(grey: Image.Image, size: int, threshold: int) -> tuple[Image.Image, str
         is_ink &= sums > reach
     filled = Image.fromarray(is_ink)
     if not (box := filled.getbbox()):
-        raise ValueError("no ink, or only specks")
+        return None
     filled = filled.crop(box).convert("L")
     whole, small = filled.size == grey.size, min(filled.size)
     if np.asarray(filled).mean() > 204 and small > side / 4 + 2 and not whole:
         sheet = ImageOps.crop(grey.crop(box), small // 50 + 1)
-        if np.ptp(_contrast(np.asarray(sheet))) > abs(ink - ground) / 4:
-            with suppress(ValueError):
-                drawing, done = _fit(sheet, size, threshold)
-                return drawing, f"on a sheet, {done}"
+        drawn = np.ptp(_contrast(np.asarray(sheet))) > abs(ink - ground) / 4
+        if drawn and (found := _fit(sheet, size, threshold)):
+            return found[0], f"on a sheet, {found[1]}"
     kind = "light" if ink > ground else "dark"
     done = f"{kind} ink (grey {ink:.0f} on {ground:.0f}), "
     done += "cropped from {} x {} to {} x {} pixels".format(*grey.size, *filled.size)
     filled = ImageOps.expand(filled, max(filled.size) // 20)
-    share, least = 0.5, 0  # of the fullest neighbour: thin lines fill little of a pixel
+    part, least = 0.5, 0  # of the fullest neighbour: thin lines fill little of a pixel
     if max(filled.size) < size:  # but much, blurred, if they are enlarged
-        filled, share, least = ImageOps.contain(filled, (size, size)), 0.8, 64
+        filled, part, least = ImageOps.contain(filled, (size, size)), 0.8, 64
     filled = ImageOps.pad(filled, (size, size), Image.Resampling.BOX)
     most = np.asarray(filled.filter(ImageFilter.MaxFilter(3)))
-    light = np.asarray(filled) <= np.maximum(share * most, least)
+    light = np.asarray(filled) <= np.maximum(part * most, least)
     return Image.fromarray(255 * light.astype("u1")), done
 
 
