@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 if __name__ == "__main__" and "ipykernel" not in sys.modules:
     os.environ["MPLBACKEND"] = "agg"  # whatever a notebook's `!` command inherits
@@ -16,13 +16,13 @@ import torch
 from comparison.dataset import Row
 from comparison.figures import frames, save_gif, save_png
 from comparison.methods import chosen
-from comparison.pictures import Pictures
-from comparison.points import HOMER, Points
+from comparison.points import HOMER
 from comparison.rows import DATASETS, REFERENCES, cells, columns, film, show, table
 from comparison.training import RECIPES, fit, load
 from main import check_output, command, number
 
-KINDS = {"points": Points, "pictures": Pictures}
+# What a data set has before its picture is read.
+KINDS = {name: get_type_hints(make)["return"] for name, make in DATASETS.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     switch("--own", "give each method a network of its own, of points its paper's")
     flag("--image", "picture to learn (default: %(default)s)", type=Path, default=HOMER)
     switch("--fit", "find the drawing, dark or light, and crop to it")
-    default = f"{Points.samples} points, {Pictures.samples} pictures"
+    default = ", ".join(f"{kind.samples} {name}" for name, kind in KINDS.items())
     samples = number(int, 2, 100_000)
     flag("--samples", f"what to draw for each row (default: {default})", type=samples)
     brief, whole = RECIPES["pictures"].steps, RECIPES["pictures"].committed

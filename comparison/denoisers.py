@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffusion import gaussian_kl
+from comparison.levels import unit
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
@@ -105,10 +105,6 @@ class Target(NamedTuple):
         return lambda y, sigma: self.denoised(network(y, sigma), y, sigma)
 
 
-def _scale(sigma: Tensor) -> Tensor:
-    return (1 + sigma.square()).sqrt()
-
-
 # The noise, as Ho et al. (2020) predict it.
 NOISE = Target(
     lambda x_start, eps, sigma: eps,
@@ -117,8 +113,8 @@ NOISE = Target(
 # The velocity (eps - sigma x_0) / sqrt(1 + sigma^2) of Salimans and Ho (2022), which is
 # that of x_t = y / sqrt(1 + sigma^2).
 VELOCITY = Target(
-    lambda x_start, eps, sigma: (eps - sigma * x_start) / _scale(sigma),
-    lambda output, y, sigma: (y / _scale(sigma) - sigma * output) / _scale(sigma),
+    lambda x_start, eps, sigma: unit(eps - sigma * x_start, sigma),
+    lambda output, y, sigma: unit(unit(y, sigma) - sigma * output, sigma),
 )
 # The displacement eps - x_0, the velocity of rectified flow (Liu et al., 2022).
 DISPLACEMENT = Target(
@@ -190,35 +186,3 @@ def best_variance(exact: Exact) -> Variance:
         return posterior(here, there) + weight.square() * exact.variance(y, here)
 
     return variance
-
-
-# The bound
-
-
-@torch.no_grad()
-def bound_terms(
-    denoiser: Denoiser,
-    levels: Tensor,
-    data: Tensor,
-    variance: str | Variance,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Return the bound's terms (16) for t = 2..T: float64, (T - 1,), nats per dimension.
-
-        E KL(N(mu~_t, beta~_t I) || N(mu_theta, Sigma_t))
-
-    over all data, each with one draw of x_t. Of the bound's other terms the first does not
-    depend on the variance, and the last, -log p(x_0 | x_1), has no finite value, since the
-    sampler's last step adds no noise.
-    """
-    of, terms = variance if callable(variance) else NAMED[variance], []
-    for t in range(2, len(levels)):
-        here, there = levels[-t - 1].to(data), levels[-t].to(data)
-        like = {"dtype": data.dtype, "device": data.device}
-        y = data + here * torch.randn(data.shape, generator=generator, **like)
-        weight, small = 1 - (there / here).square(), posterior(here, there)
-        means = (y + weight * (x - y) for x in (data, denoiser(y, here)))
-        mean, mean_theta = means
-        kl = gaussian_kl(mean, small, mean_theta, of(y, here, there)).sum(dim=1)
-        terms.append(kl.mean().double() / data.shape[1])
-    return torch.stack(terms)

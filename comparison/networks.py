@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, scaled_dot_product_attention, silu
 
+from comparison.levels import unit
+
 
 def scaled(y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Return y / sqrt(1 + sigma^2), and log(sigma) as (B, 1)."""
-    return y / (1 + sigma.square()).sqrt(), sigma.log().expand(len(y), 1)
+    return unit(y, sigma), sigma.log().expand(len(y), 1)
 
 
 class PointNetwork(nn.Module):

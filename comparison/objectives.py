@@ -1,4 +1,4 @@
-"""The objectives, and the levels that they are trained on.
+"""The objectives, the levels that they are trained on, and the bound.
 
 An objective is called (network, x_start, generator), x_start a batch of data, (B, D),
 and returns its loss, a mean over coordinates and batch. It draws the levels and the
@@ -12,7 +12,15 @@ from torch import Tensor
 from torch.distributions import Normal
 from torch.nn.functional import mse_loss
 
-from comparison.denoisers import NOISE, Denoiser, Target, interpolated, posterior
+from comparison.denoisers import (
+    NAMED,
+    NOISE,
+    Denoiser,
+    Target,
+    Variance,
+    interpolated,
+    posterior,
+)
 from comparison.samplers import Generator, normal_like
 from diffusion import gaussian_kl
 
@@ -149,3 +157,33 @@ def score_matching(sigma: float, blur: float, sliced: bool = False) -> Objective
         return (trace + score.square().sum(dim=1) / 2).mean() / y.shape[1]
 
     return loss
+
+
+# The bound
+
+
+@torch.no_grad()
+def bound_terms(
+    denoiser: Denoiser,
+    levels: Tensor,
+    data: Tensor,
+    variance: str | Variance,
+    generator: Generator = None,
+) -> Tensor:
+    """Return the bound's terms (16) for t = 2..T: float64, (T - 1,), nats per dimension.
+
+        E KL(N(mu~_t, beta~_t I) || N(mu_theta, Sigma_t))
+
+    over all data, each with one draw of x_t. Of the bound's other terms the first does not
+    depend on the variance, and the last, -log p(x_0 | x_1), has no finite value, since the
+    sampler's last step adds no noise.
+    """
+    of, terms = variance if callable(variance) else NAMED[variance], []
+    for t in range(2, len(levels)):
+        here, there = levels[-t - 1].to(data), levels[-t].to(data)
+        y = data + here * normal_like(data, generator)
+        weight, small = 1 - (there / here).square(), posterior(here, there)
+        mean, mean_theta = (y + weight * (x - y) for x in (data, denoiser(y, here)))
+        kl = gaussian_kl(mean, small, mean_theta, of(y, here, there)).sum(dim=1)
+        terms.append(kl.mean() / data.shape[1])
+    return torch.stack(terms)

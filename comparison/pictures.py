@@ -150,18 +150,22 @@ class Pictures(NamedTuple):
             drawn = drawn.view(*poses.shape[:2], -1)
             return (drawn - samples[:, None]).square().mean(dim=2).cpu()
 
-        for rates in torch.linspace(0.1, 0, 60).split([20, 40]):
+        def descended(poses: Tensor, rates: list[float]) -> tuple[Tensor, Tensor]:
             mirror, numbers = poses[..., :1], poses[..., 1:].requires_grad_()
             optimizer = torch.optim.Adam([numbers])
-            for rate in rates.tolist():
+            for rate in rates:
                 optimizer.param_groups[0]["lr"] = rate
                 optimizer.zero_grad()
                 unexplained(torch.cat([mirror, numbers], dim=2)).sum().backward()
                 optimizer.step()
             poses = torch.cat([mirror, numbers.detach()], dim=2)
-            best = unexplained(poses).argmin(dim=1)
-            poses = poses[range(len(poses)), best][:, None]
-        return poses[:, 0], unexplained(poses)[:, 0].sqrt()
+            left, best = unexplained(poses).min(dim=1)
+            return poses[range(len(poses)), best], left
+
+        rates = torch.linspace(0.1, 0, 60).tolist()
+        poses, _ = descended(poses, rates[:20])
+        poses, left = descended(poses[:, None], rates[20:])
+        return poses, left.sqrt()
 
     def plot(self, rows: Sequence[Row]) -> Figure:
         """Draw samples of each row, and below each the nearest training picture."""

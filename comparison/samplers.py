@@ -17,14 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from comparison.denoisers import (
-    NAMED,
-    Denoiser,
-    Variance,
-    beta,
-    exploding,
-    posterior,
-)
+from comparison.denoisers import NAMED, Denoiser, Variance, beta, exploding, posterior
 from comparison.levels import kept_rows, vp_time
 
 Generator = torch.Generator | None
@@ -41,11 +34,16 @@ def normal_like(y: Tensor, generator: Generator) -> Tensor:
 
 
 def ancestral_step(
-    x_start: Tensor, y: Tensor, here: Tensor, there: Tensor, s2: Tensor, z: Generator
+    x_start: Tensor,
+    y: Tensor,
+    here: Tensor,
+    there: Tensor,
+    s2: Tensor,
+    generator: Generator,
 ) -> Tensor:
     """Return a draw from N(D + (there / here)^2 (y - D), s^2 I); at 0, its mean."""
     y = x_start + (there / here) ** 2 * (y - x_start)
-    return y + s2.sqrt() * normal_like(y, z) if there > 0 else y
+    return y + s2.sqrt() * normal_like(y, generator) if there > 0 else y
 
 
 # Ancestral and implicit

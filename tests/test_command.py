@@ -275,7 +275,7 @@ def test_cells_are_means_and_sample_standard_deviations():
 
 @pytest.mark.parametrize("name", tables.TABLES)
 def test_tables_can_be_made(name, tmp_path, small, monkeypatch, capsys):
-    monkeypatch.setattr(command.Points, "samples", 200)
+    monkeypatch.setattr(KINDS["points"], "samples", 200)
     monkeypatch.setattr(on_points, "DATA", small["points"])
     monkeypatch.setattr(on_pictures, "MANY", 6)
     monkeypatch.setattr(tables_command.weights, "PAGE", tmp_path / "weights.js")

@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler
 from torch.distributions import Normal, kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from comparison import denoisers
+from comparison import denoisers, objectives
 from comparison.denoisers import DISPLACEMENT, HYBRID, NOISE, VELOCITY, Exact
 from comparison.levels import linear, respaced, variance_preserving
 from comparison.samplers import ancestral_step
@@ -185,7 +185,7 @@ def test_bound_terms_are_the_mean_divergence(variance):
     data, generator = double(40, 3).float(), seeded_by(35)
     exact, best = Exact(data[:7]), denoisers.best_variance(Exact(data[:7]))
     asked = best if variance == "best" else variance
-    terms = denoisers.bound_terms(exact, LEVELS, data, asked, seeded_by(35))
+    terms = objectives.bound_terms(exact, LEVELS, data, asked, seeded_by(35))
     for t, (there, here) in enumerate(pairwise(LEVELS.float().flip(0)[1:]), 1):
         y = data + here * torch.randn(data.shape, generator=generator)
         (mean, small), (theta, _) = (

@@ -1,7 +1,7 @@
 """Every table of docs/comparison.md: `python -m comparison.tables [NAME]`.
 
 A table is a function of the number of seeds that yields its rows. A figure over seeds is
-their mean ± their sample standard deviation; of seconds it is the median.
+their mean ± their sample standard deviation; seconds have none.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

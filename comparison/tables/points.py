@@ -12,14 +12,18 @@ from comparison.denoisers import (
     HYBRID,
     Exact,
     best_variance,
-    bound_terms,
     learned_variance,
 )
 from comparison.levels import geometric, linear, respaced
 from comparison.measures import share_near
 from comparison.methods import chosen
 from comparison.networks import PointNetwork
-from comparison.objectives import denoising, score_matching, uniform_level
+from comparison.objectives import (
+    bound_terms,
+    denoising,
+    score_matching,
+    uniform_level,
+)
 from comparison.rows import columns, digits, names, over, over_runs
 from comparison.samplers import ddpm
 from comparison.tables import Rows, dataset, drawn_by, network, over_seeds, tabled
