@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -13,11 +13,11 @@ if __name__ == "__main__" and "ipykernel" not in sys.modules:
 
 import torch
 
+from comparison import rows
 from comparison.dataset import Row
 from comparison.figures import frames, save_gif, save_png
-from comparison.methods import chosen
 from comparison.points import HOMER
-from comparison.rows import DATASETS, REFERENCES, cells, columns, film, show, table
+from comparison.rows import DATASETS, REFERENCES
 from comparison.training import RECIPES, fit, load
 from main import check_output, command, number
 
@@ -32,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = _parser()
     args = parser.parse_args(argv)
-    known = KINDS[args.data].methods
-    names = [*REFERENCES, *dict.fromkeys(method.name for method in known)]
+    names = [*REFERENCES, *dict.fromkeys(m.name for m in KINDS[args.data].methods)]
     for name in args.methods or ():
         if name not in names:
             parser.error(f"--methods of {args.data}: {', '.join(names)}; got {name}")
@@ -44,80 +43,72 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_output(gif, ".gif", args.image)
         with warnings.catch_warnings(record=True, action="always") as notes:
             dataset = DATASETS[args.data](args.image, args.device, fit=args.fit)
-        methods = chosen(dataset, args.methods, args.own)
-        filmed = [m for m in chosen(dataset, own=args.own) if m.filmed and args.film]
+        methods = rows.chosen(dataset, args.methods)
+        filmed = [m for m in rows.chosen(dataset) if m.filmed and args.film]
         learned = [m for m in methods + filmed if "learned" in m.denoisers]
         networks: dict[str, Any] = dict.fromkeys(sorted(m.own for m in learned))
         if not args.train:
             networks = {name: load(name, dataset, **fitting) for name in networks}
     except ValueError as error:
         parser.error(str(error))
-    for note in [*(note.message for note in notes), *dataset.notes]:
-        print(f"comparison: note: {note}", file=sys.stderr)
+    for note in notes:
+        print(f"comparison: note: {note.message}", file=sys.stderr)
     for name in networks:
         networks[name] = networks[name] or fit(name, dataset, **fitting)
 
-    shown = args.methods or REFERENCES
-    references = [name for name in REFERENCES if name in shown]
-    samples = args.samples or dataset.samples
-    options = args.seed, networks.__getitem__
-    rows: list[Row] = []
+    references = [name for name in REFERENCES if name in (args.methods or REFERENCES)]
+    options = args.samples or dataset.samples, args.seed, networks.__getitem__
+    made: list[Row] = []
 
-    def printed():
-        for row in table(dataset, methods, samples, *options, references):
-            rows.append(row)
-            yield cells([row], dataset)
+    def printed() -> Iterator[Sequence[object]]:
+        yield rows.columns(dataset)
+        for row in rows.table(dataset, methods, *options, references):
+            made.append(row)
+            yield rows.cells([row], dataset)
 
-    show(columns(dataset), printed())
-    save_png(dataset.plot(rows), png)
+    rows.show(printed())
+    save_png(dataset.plot(made), png)
     if args.film:
-        states = film(dataset, filmed, samples, *options)
-        save_gif(dataset.sheets(frames(states), args.colours), gif)
+        options = min(options[0], dataset.filmed), *options[1:]
+        paths = {m.name: [*rows.states(m, dataset, *options)[1]] for m in filmed}
+        save_gif(dataset.sheets(frames(paths)), gif)
 
 
 def _parser() -> argparse.ArgumentParser:
+    measures = [(name, m) for name in KINDS for m in KINDS[name].measures]
     parser = argparse.ArgumentParser(
         prog="python -m comparison",
         usage=argparse.SUPPRESS,  # which every error would repeat
         description="Samplers of the field on data made of one drawing, with the exact "
         "denoiser and with a network. Prints a table and writes a figure of the samples.",
-        epilog=" ".join(
-            f"{name}: {m.name}: {m.meaning}."
-            for name, kind in KINDS.items()
-            for m in kind.measures
-        ),
+        epilog=" ".join(f"{name}: {m.name}: {m.meaning}." for name, m in measures),
     )
 
-    def flag(name: str, meaning: str, **options: Any) -> None:
-        parser.add_argument(name, help=meaning, **options)
-
-    def switch(name: str, meaning: str) -> None:
-        parser.add_argument(name, action="store_true", help=meaning)
+    def flag(name: str, meaning: str, default: object = None, **how: Any) -> None:
+        meaning += "" if default is None else " (default: %(default)s)"
+        parser.add_argument(name, help=meaning, default=default, **how)
 
     devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    known = dict.fromkeys(m.name for kind in KINDS.values() for m in kind.methods)
+    counts = ", ".join(f"{kind.samples} {name}" for name, kind in KINDS.items())
+    brief, whole = RECIPES["pictures"].steps, RECIPES["pictures"].committed
+    samples, steps = number(int, 2, 100_000), number(int, 1, 1_000_000)
+    switch: dict[str, Any] = {"action": "store_true"}
     meaning = "what a training example is: points (each point) or pictures"
     flag("data", meaning, choices=DATASETS, metavar="DATA")
-    known = dict.fromkeys(m.name for kind in KINDS.values() for m in kind.methods)
-    rows = f"rows to make (default: all that are not slow), of {', '.join(known)}"
-    flag("--methods", rows, nargs="+", metavar="NAME")
-    switch("--own", "give each method a network of its own, of points its paper's")
-    flag("--image", "picture to learn (default: %(default)s)", type=Path, default=HOMER)
-    switch("--fit", "find the drawing, dark or light, and crop to it")
-    default = ", ".join(f"{kind.samples} {name}" for name, kind in KINDS.items())
-    samples = number(int, 2, 100_000)
-    flag("--samples", f"what to draw for each row (default: {default})", type=samples)
-    brief, whole = RECIPES["pictures"].steps, RECIPES["pictures"].committed
-    anew = f"train anew, for pictures {brief:,} steps, not the {whole:,} of the weights"
-    switch("--train", f"{anew} at hand")
-    steps = number(int, 1, 1_000_000)
+    meaning = f"rows to make (default: all that are not slow), of {', '.join(known)}"
+    flag("--methods", meaning, nargs="+", metavar="NAME")
+    flag("--image", "picture to learn", HOMER, type=Path)
+    flag("--fit", "find the drawing, dark or light, and crop to it", **switch)
+    flag("--samples", f"what to draw for each row (default: {counts})", type=samples)
+    meaning = f"train anew; pictures for {brief:,} steps, not the weights' {whole:,}"
+    flag("--train", meaning, **switch)
     flag("--train-steps", "steps of a training (default: its recipe's)", type=steps)
-    seed = {"type": number(int, 0, 2**32 - 1), "default": 0}
-    flag("--seed", "of sampling, with --train of training too (default: 0)", **seed)
-    flag("--device", "where to compute", choices=devices, default=devices[0])
-    where = {"type": Path, "default": Path(".")}
-    flag("--output", "folder to write the figures to (default: %(default)s)", **where)
-    switch("--film", "write a film of some methods too")
-    switch("--colours", "in the film, colour points by the angle at which they end")
+    meaning = "of sampling, with --train of training too"
+    flag("--seed", meaning, 0, type=number(int, 0, 2**32 - 1))
+    flag("--device", "where to compute", devices[0], choices=devices)
+    flag("--output", "folder to write the figures to", Path("."), type=Path)
+    flag("--film", "film some methods too, points in colours of their ends", **switch)
     return parser
 
 

@@ -1,7 +1,7 @@
 """What a data set is to everything above it; `points.py` and `pictures.py` are two."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -22,6 +22,29 @@ class Measure(NamedTuple):
     meaning: str
 
 
+class Method(NamedTuple):
+    """A sampler on its levels: a row of the table for each of its denoisers.
+
+    With the exact denoiser it shows what the sampler loses, with a network what learning
+    loses. own: the recipe of the network that its paper trains. box: it starts uniform in
+    a box of half-side levels[0], not from N(0, levels[0]^2 I). clip: where a network's
+    estimate of x_0 is kept. learns_variance: its variance is the denoiser's own. slow: it
+    is run only if asked for. filmed: the data set's film shows it.
+    """
+
+    name: str
+    steps: str
+    levels: Tensor
+    sampler: Callable[..., Iterator[Tensor]]
+    own: str
+    box: bool = False
+    clip: tuple[float, float] | None = None
+    learns_variance: bool = False
+    denoisers: tuple[str, ...] = ("exact", "learned")
+    slow: bool = False
+    filmed: bool = False
+
+
 class Row(NamedTuple):
     """A row of the table, and the samples that were measured, (n, D)."""
 
@@ -37,39 +60,22 @@ class Row(NamedTuple):
 class DataSet(Protocol):
     """Data to train on, (n, D), float32, whose distribution can be drawn from anew.
 
-    box: the corners that all data lie between. picture: tells it from a data set of the
-    same name. samples: what a row of its table draws; filmed: what its film shows.
-    methods: of its table, see `methods.py`. notes: what a reader of the table must know.
+    picture: tells it from a data set of the same name. samples: what a row of its table
+    draws; filmed: what its film shows. draw returns fresh data, (count, D); plot draws the
+    samples of a table's rows, and sheets the frames of a film, samples by title, (n, D).
     """
 
     name: str
+    data: Tensor
+    picture: str
     samples: int
     filmed: int
     measures: tuple[Measure, ...]
-    methods: tuple[Any, ...]
+    methods: tuple[Method, ...]
 
-    @property
-    def data(self) -> Tensor: ...
-
-    @property
-    def picture(self) -> str: ...
-
-    @property
-    def notes(self) -> tuple[str, ...]: ...
-
-    @property
-    def box(self) -> tuple[Tensor | float, Tensor | float]: ...
-
-    def draw(self, count: int, seed: int) -> Tensor:
-        """Return fresh data, (count, D)."""
-
-    def plot(self, rows: Sequence[Row]) -> Figure:
-        """Draw the samples of a table's rows."""
-
-    def sheets(
-        self, shown: Sequence[dict[str, Tensor]], colours: bool
-    ) -> list[Image.Image]:
-        """Draw the frames of a film: samples by title, (n, D) each."""
+    def draw(self, count: int, seed: int) -> Tensor: ...
+    def plot(self, rows: Sequence[Row]) -> Figure: ...
+    def sheets(self, shown: Sequence[dict[str, Tensor]]) -> list[Image.Image]: ...
 
 
 def measured(dataset: DataSet, samples: Tensor) -> tuple[float, ...]:
@@ -84,7 +90,11 @@ def seeded(dataset: DataSet, seed: int) -> torch.Generator:
     return torch.Generator(dataset.data.device).manual_seed(int(seed))
 
 
-def draw_noise(dataset: DataSet, samples: int, generator: torch.Generator) -> Tensor:
-    """Draw from N(0, I), (samples, D): a reference of every measure."""
-    like = {"generator": generator, "device": dataset.data.device}
-    return torch.randn(samples, dataset.data.shape[1], **like)
+def draw_noise(
+    dataset: DataSet, samples: int, generator: torch.Generator, box: bool = False
+) -> Tensor:
+    """Draw from N(0, I), (samples, D), or uniformly from the box between -1 and 1."""
+    y = dataset.data.new_empty(samples, dataset.data.shape[1])
+    if box:
+        return y.uniform_(-1, 1, generator=generator)
+    return y.normal_(generator=generator)

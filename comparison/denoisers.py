@@ -6,9 +6,8 @@ else follows from it:
     eps = (y - D) / sigma,    score = grad log p(y) = (D - y) / sigma^2, (29)
 """
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,25 +17,12 @@ from comparison.levels import unit
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
-@contextmanager
-def _full_precision() -> Generator[None]:
-    """Multiply float32 as such, whatever the caller allows: TF32 would move points."""
-    allowed = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(allowed)
-
-
 class Exact:
-    """The exact denoiser of a finite data set: each of its n points is equally likely.
+    """The exact denoiser of data, (n, D), each of them as likely as another.
 
-        w = softmax(-norm(y - x^i)^2 / (2 sigma^2)),    D = E[x_0 | y] = sum_i w_i x^i
-
-    No denoiser has a smaller error on these data, and a sampler that follows it draws the
-    data (Karras et al., 2022, appendix B.3). data: (n, D). Memory is bounded: `chunk` of
-    the B x n weights exist at a time.
+    w = softmax(-norm(y - x^i)^2 / (2 sigma^2)),    D = E[x_0 | y] = sum_i w_i x^i
+    No denoiser has a smaller error on them, and a sampler that follows it draws them
+    (Karras et al., 2022, appendix B.3). `chunk` of the B x n weights exist at a time.
     """
 
     def __init__(self, data: Tensor, chunk: int = 2**19) -> None:
@@ -53,7 +39,6 @@ class Exact:
         mean, square = self._means(y, sigma, self.data, self.data.square())
         return (square - mean.square()).clamp(min=0)
 
-    @_full_precision()
     def _means(self, y: Tensor, sigma: Tensor, *values: Tensor) -> list[Tensor]:
         """Return E[value of x_0 | y] for each table of values, (n, D)."""
         # What all x^i have in common, norm(y)^2, the softmax would take out.
@@ -66,36 +51,13 @@ class Exact:
         return [torch.cat(part) for part in zip(*parts)]
 
 
-def blurred(denoiser: Denoiser, width: float) -> Denoiser:
-    """Return the denoiser of a data distribution blurred with N(0, width^2 I).
-
-    Its score at sigma is the score of the data at wider^2 = sigma^2 + width^2, so
-    D = y + sigma^2 / wider^2 (denoiser(y, wider) - y).
-    """
-
-    def denoise(y: Tensor, sigma: Tensor) -> Tensor:
-        wider2 = sigma.square() + width**2
-        return y + sigma.square() / wider2 * (denoiser(y, wider2.sqrt()) - y)
-
-    return denoise
-
-
-def clipped(denoiser: Denoiser, low: Any, high: Any) -> Denoiser:
-    """Return a denoiser whose estimate of x_0 is kept in a box, as Ho et al. do.
-
-    low, high: the box's corners, (D,), or one number for all coordinates.
-    """
+def clipped(denoiser: Denoiser, low: float, high: float) -> Denoiser:
+    """Return a denoiser whose estimate of x_0 is kept from low to high (Ho et al.)."""
     return lambda y, sigma: denoiser(y, sigma).clamp(low, high)
 
 
-# What a network's output is
-
-
 class Target(NamedTuple):
-    """What a network predicts: the target in training, and the denoiser that it makes.
-
-    of: called (x_0, eps, sigma). denoised: its inverse, called (output, y, sigma).
-    """
+    """What a network predicts, called (x_0, eps, sigma), and D, called (output, y, sigma)."""
 
     of: Callable[[Tensor, Tensor, Tensor], Tensor]
     denoised: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -106,10 +68,7 @@ class Target(NamedTuple):
 
 
 # The noise, as Ho et al. (2020) predict it.
-NOISE = Target(
-    lambda x_start, eps, sigma: eps,
-    lambda output, y, sigma: y - sigma * output,
-)
+NOISE = Target(lambda x_start, eps, sigma: eps, lambda eps, y, sigma: y - sigma * eps)
 # The velocity (eps - sigma x_0) / sqrt(1 + sigma^2) of Salimans and Ho (2022), which is
 # that of x_t = y / sqrt(1 + sigma^2).
 VELOCITY = Target(
@@ -125,22 +84,14 @@ DISPLACEMENT = Target(
 HYBRID = Target(NOISE.of, lambda output, y, sigma: y - sigma * output.chunk(2, 1)[0])
 
 
-# Variances of a reverse step, in y; sigma_t^2 of a paper is s^2 abar_{t-1}
-
-
 def beta(here: Tensor, there: Tensor) -> Tensor:
-    """Return that of beta_t."""
+    """Return the variance of a reverse step in y that is sigma_t^2 = beta_t of a paper."""
     return (1 + there**2) * (here**2 - there**2) / (1 + here**2)
 
 
 def posterior(here: Tensor, there: Tensor) -> Tensor:
-    """Return that of q(y at there | y at here, x_0), beta~_t."""
+    """Return the variance of q(y at there | y at here, x_0): sigma_t^2 = beta~_t."""
     return there**2 * (here**2 - there**2) / here**2
-
-
-def exploding(here: Tensor, there: Tensor) -> Tensor:
-    """Return that of the VE SDE's reverse diffusion: what the forward step adds."""
-    return here**2 - there**2
 
 
 # Called (y, here, there), a variance returns s^2: (), (B, 1) or (B, D).
@@ -173,12 +124,10 @@ def learned_variance(network: Denoiser, levels: Tensor) -> Variance:
 
 
 def best_variance(exact: Exact) -> Variance:
-    """Return the diagonal variance of a reverse step that is best in the bound:
+    """Return the diagonal variance of a reverse step that is best in the bound: what
+    x_{t-1} varies by, given x_t (compare Bao et al., 2022); in y,
 
-        beta~_t + A_t^2 Var[x_0 | x_t],    A_t the weight of x_0 in mu~_t
-
-    which is what x_{t-1} varies by, given x_t (compare Bao et al., "Analytic-DPM",
-    2022); in y, A_t is 1 - (there / here)^2.
+    beta~_t + (1 - (there / here)^2)^2 Var[x_0 | x_t]
     """
 
     def variance(y: Tensor, here: Tensor, there: Tensor) -> Tensor:

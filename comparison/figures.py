@@ -4,7 +4,7 @@ What is in the plane is drawn on the axes of `main.py`'s film.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,15 +23,20 @@ from main import INK, PAPER, X_LIMITS, Y_LIMITS, write_whole
 HUES = sns.husl_palette(256, as_cmap=True)
 
 
-def panels(rows: int, columns: int, side: float = 2.0) -> tuple[Figure, np.ndarray]:
-    """Return a figure of square panels, on the axes of `main.py`'s film, and its axes."""
+def blank(
+    rows: int, columns: int, width: float, height: float, **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """Return a figure of a size in inches, and its axes."""
     # Outside pyplot and the caller's settings: no window opens, and no backend changes.
     with style.context("default"):
-        figure = Figure(
-            figsize=(side * columns, side * 1.12 * rows), layout="constrained"
-        )
+        figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(rows, columns, squeeze=False)
+        return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def panels(rows: int, columns: int, side: float = 2.0) -> tuple[Figure, np.ndarray]:
+    """Return a figure of square panels, on the axes of `main.py`'s film, and its axes."""
+    figure, axes = blank(rows, columns, side * columns, side * 1.12 * rows)
     for ax in axes.flat:
         ax.set(xlim=X_LIMITS, ylim=Y_LIMITS, aspect="equal", facecolor=PAPER)
         ax.set(xticks=[], yticks=[])
@@ -61,11 +66,7 @@ def hues(ends: Tensor) -> np.ndarray:
 
 
 def draw_cloud(
-    ax: Axes,
-    cloud: Tensor,
-    title: str = "",
-    color: str | np.ndarray = INK,
-    s: float = 2,
+    ax: Axes, cloud: Tensor, title: str = "", color: Any = INK, s: float = 2
 ) -> None:
     """Draw points, (n, 2), with a title above, in one colour or one each."""
     x, y = cloud.T.tolist()
@@ -87,22 +88,28 @@ def plot_clouds(columns: Sequence[Sequence[tuple[str, Tensor]]]) -> Figure:
     return figure
 
 
-def frames(paths: dict[str, Tensor], count: int = 48) -> list[dict[str, Tensor]]:
-    """Return evenly spaced states of paths, by title (states, n, D), with their step."""
+def frames(
+    paths: Mapping[str, Sequence[Tensor]], count: int = 48
+) -> list[dict[str, Tensor]]:
+    """Return evenly spaced states of paths, (n, D) each, by title, with their step.
+
+    A state of more than unit variance is reduced to it: x_t of the variance-preserving
+    process, or nearly.
+    """
     shown = []
     for share in np.linspace(0, 1, count):
-        kept = {name: round(share * (len(x) - 1)) for name, x in paths.items()}
-        shown.append({f"{name}: {k}": paths[name][k] for name, k in kept.items()})
+        kept = {name: round(share * (len(y) - 1)) for name, y in paths.items()}
+        states = {f"{name}: {k}": paths[name][k] for name, k in kept.items()}
+        shown.append({key: y / y.std().clamp(min=1) for key, y in states.items()})
     return shown
 
 
 def cloud_sheets(
-    shown: Sequence[dict[str, Tensor]], ends: Sequence[Tensor] | None = None
+    shown: Sequence[dict[str, Tensor]], inks: Sequence[np.ndarray]
 ) -> list[Image.Image]:
-    """Draw clouds side by side, coloured by the angle of `ends`, where points end."""
-    figure, (axes,) = panels(1, len(shown[0]), side=2.4)
-    inks = [hues(end) for end in ends] if ends else [INK] * len(axes)
-    for ax in axes if ends else ():
+    """Draw clouds side by side, with a colour for each point of each."""
+    figure, (axes,) = panels(1, len(inks), side=2.4)
+    for ax in axes:
         ax.set_facecolor("white")
     sheets = []
     for clouds in shown:
@@ -115,50 +122,33 @@ def cloud_sheets(
         sheet = Image.fromarray(np.asarray(canvas.buffer_rgba()))
         sheets.append(sheet.convert("RGB"))
     palette = sheets[-1].quantize(64)  # where all colours lie on their own
-    return [
-        sheet.quantize(palette=palette, dither=Image.Dither.NONE) for sheet in sheets
-    ]
+    plain = Image.Dither.NONE
+    return [sheet.quantize(palette=palette, dither=plain) for sheet in sheets]
 
 
-# Pictures
-
-
-def mosaic(x: Tensor, columns: int, gap: int = 2, scale: int = 1) -> np.ndarray:
+def mosaic(x: Tensor, columns: int, scale: int = 1) -> np.ndarray:
     """Return pictures, (n, side^2), as one of uint8 greys, row by row on a grid.
 
     What is blacker than ink or whiter than paper is drawn as ink or paper.
     """
     side, rows = math.isqrt(x.shape[1]), math.ceil(len(x) / columns)
     greys = ((x.cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    cells = torch.full((rows * columns, side + gap, side + gap), 190, dtype=torch.uint8)
-    cells[: len(x), gap // 2 : side + gap // 2, gap // 2 : side + gap // 2] = (
-        greys.view(-1, side, side)
-    )
-    grid = cells.view(rows, columns, side + gap, side + gap).transpose(1, 2)
-    whole = grid.reshape(rows * (side + gap), columns * (side + gap))
+    cell = side + 2  # with a rim
+    cells = torch.full((rows * columns, cell, cell), 190, dtype=torch.uint8)
+    cells[: len(x), 1:-1, 1:-1] = greys.view(-1, side, side)
+    grid = cells.view(rows, columns, cell, cell).transpose(1, 2)
+    whole = grid.reshape(rows * cell, columns * cell)
     return whole.repeat_interleave(scale, 0).repeat_interleave(scale, 1).numpy()
 
 
 def plot_mosaics(parts: dict[str, Tensor], columns: int) -> Figure:
     """Draw pictures, (n, side^2) by title, each part on its own grid."""
-    width = 9.0
     greys = {title: mosaic(x, columns) for title, x in parts.items()}
-    heights = [width * grey.shape[0] / grey.shape[1] for grey in greys.values()]
-    with style.context("default"):
-        size = (width, sum(heights) + 0.3 * len(heights))
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(len(heights), height_ratios=heights, squeeze=False)
+    tall = [9 * grey.shape[0] / grey.shape[1] for grey in greys.values()]
+    high = sum(tall) + 0.3 * len(tall)
+    figure, axes = blank(len(tall), 1, 9, high, height_ratios=tall)
     for ax, (title, grey) in zip(axes.flat, greys.items()):
         ax.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         ax.set_title(title, size=9, loc="left")
         ax.set_axis_off()
     return figure
-
-
-def mosaic_sheets(shown: Sequence[dict[str, Tensor]]) -> list[Image.Image]:
-    """Draw mosaics of eight columns side by side."""
-    grids = ([mosaic(x, 8, scale=2) for x in parts.values()] for parts in shown)
-    # Sixteen greys, the same in all frames, make a fifth of the file that 256 do.
-    greys = (17 * np.rint(np.concatenate(g, axis=1) / 17) for g in grids)
-    return [Image.fromarray(grey.astype(np.uint8)) for grey in greys]

@@ -27,11 +27,6 @@ def variance_preserving(alpha_bars: Tensor) -> Tensor:
     return to_zero((1 / alpha_bars - 1).sqrt().flip(0))
 
 
-def alpha_bars(levels: Tensor) -> Tensor:
-    """Return abar_1, ..., abar_T of levels, as `diffusion.py` has them."""
-    return (1 / (1 + levels[:-1].square())).flip(0)
-
-
 def linear(steps: int = 1000) -> Tensor:
     """Return DDPM's levels: beta_t grows linearly from 1e-4 to 0.02."""
     betas = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64)
@@ -41,9 +36,8 @@ def linear(steps: int = 1000) -> Tensor:
 def cosine(steps: int = 1000) -> Tensor:
     """Return the levels of the cosine schedule, (18), of Nichol and Dhariwal (2021):
 
-        f(t) = cos^2(pi/2 (t/T + s) / (1 + s)), s = 0.008,    beta_t = 1 - f(t) / f(t-1)
-
-    with beta_t at most 0.999, so that abar_T is 2.4e-9 (T = 1000), not 0.
+    f(t) = cos^2(pi/2 (t/T + s) / (1 + s)), s = 0.008, beta_t = 1 - f(t) / f(t-1), but
+    at most 0.999, so that abar_T is 2.4e-9 (T = 1000), not 0.
     """
     time = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     f = (math.pi / 2 * (time + 0.008) / 1.008).cos().square()
@@ -56,14 +50,14 @@ def geometric(levels: int = 10, largest: float = 5.0, smallest: float = 0.01) ->
     return to_zero(torch.linspace(*ends, levels, dtype=torch.float64).exp())
 
 
-def ve_sde(steps: int = 200) -> Tensor:
-    """Return the levels of the VE SDE of Song et al. (2021), `ve_sigma` at even times."""
-    return geometric(steps, 50.0, 0.01)
-
-
 def ve_sigma(s: Tensor) -> Tensor:
-    """Return sigma(s) = 0.01 (50 / 0.01)^s; Song et al. drop the term -0.01^2 likewise."""
+    """Return sigma(s) = 0.01 (50 / 0.01)^s of the VE SDE of Song et al. (2021)."""
     return 0.01 * 5000**s
+
+
+def ve_sde(steps: int = 200) -> Tensor:
+    """Return the levels of the VE SDE at even times."""
+    return geometric(steps, 50.0, 0.01)
 
 
 def vp_sde(steps: int = 1000) -> Tensor:
@@ -72,9 +66,8 @@ def vp_sde(steps: int = 1000) -> Tensor:
 
 
 def vp_sigma(s: Tensor) -> Tensor:
-    """Return sigma(s) of the VP SDE, where beta(s) = 0.1 + 19.9 s:
-
-    abar(s) = exp(-integral of beta) = exp(-0.1 s - 9.95 s^2),    sigma^2 = 1 / abar - 1
+    """Return sigma(s) of the VP SDE, beta(s) = 0.1 + 19.9 s: sigma^2 = 1 / abar - 1,
+    abar(s) = exp(-integral of beta) = exp(-0.1 s - 9.95 s^2).
     """
     return (0.1 * s + 9.95 * s.square()).expm1().sqrt()
 
@@ -86,8 +79,8 @@ def vp_time(sigma: Tensor) -> Tensor:
 
 def straight(steps: int = 100) -> Tensor:
     """Return the levels of rectified flow (Liu et al., 2022) at even times 0.999, ..., 0."""
-    time = 0.999 * torch.arange(steps, -1, -1, dtype=torch.float64) / steps
-    return straight_sigma(time)
+    time = torch.arange(steps, -1, -1, dtype=torch.float64) / steps
+    return straight_sigma(0.999 * time)
 
 
 def straight_sigma(s: Tensor) -> Tensor:
@@ -95,21 +88,14 @@ def straight_sigma(s: Tensor) -> Tensor:
     return s / (1 - s)
 
 
-def karras(
-    largest: float, smallest: float, steps: int = 18, rho: float = 7.0
-) -> Tensor:
-    """Return levels even in sigma^(1 / rho) (Karras et al., 2022)."""
-    ends = largest ** (1 / rho), smallest ** (1 / rho)
-    return to_zero(torch.linspace(*ends, steps, dtype=torch.float64) ** rho)
+def karras(largest: float, smallest: float, steps: int = 18) -> Tensor:
+    """Return levels even in sigma^(1/7) (Karras et al., 2022)."""
+    ends = largest ** (1 / 7), smallest ** (1 / 7)
+    return to_zero(torch.linspace(*ends, steps, dtype=torch.float64) ** 7.0)
 
 
 def kept_rows(steps: int, kept: int) -> Tensor:
-    """Return `kept` of the rows 0..steps-1, evenly spaced in t, both ends among them.
-
-    Raises ValueError unless 2 <= kept <= steps.
-    """
-    if not 2 <= kept <= steps:
-        raise ValueError(f"of {steps} levels 2 to {steps} can be kept, got {kept}")
+    """Return `kept` of the rows 0..steps-1, evenly spaced in t, both ends among them."""
     index = torch.linspace(0, steps - 1, kept, dtype=torch.float64).round().long()
     return steps - 1 - index.flip(0)  # rows descend as t does
 

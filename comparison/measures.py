@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 
-def share_near(these: Tensor, those: Tensor, within: float) -> float:
-    """Return the share of these points, (m, D), that have one of those within a distance.
+def share_near(these: Tensor, those: Tensor, within: float = 1.001) -> float:
+    """Return the share of these points, (m, D), that have one of those that near, in %.
 
-    share_near(samples, data, 1) is precision, share_near(data, samples, 1) coverage.
+    Of samples near data it is precision, of data near samples coverage. Neighbours on a
+    grid are 1 apart: rounding must not decide.
     """
-    return (nearest(these, those)[0] <= within).double().mean().item()
+    return 100 * (nearest(these, those)[0] <= within).double().mean().item()
 
 
 def sliced(samples: Tensor, points: Tensor, directions: int = 32) -> float:
@@ -23,9 +24,7 @@ def sliced(samples: Tensor, points: Tensor, directions: int = 32) -> float:
     like = {"dtype": torch.float64, "device": points.device}
     angles = torch.arange(directions, **like) * (torch.pi / directions)
     along = torch.stack([angles.cos(), angles.sin()])
-    a, b = (
-        (x.double() @ along).T.contiguous().sort(dim=1)[0] for x in (samples, points)
-    )
+    a, b = ((x.double() @ along).T.contiguous().sort(1)[0] for x in (samples, points))
     ends = torch.cat([a, b], dim=1).sort(dim=1)[0]
     below_a, below_b = (
         torch.searchsorted(x, ends[:, :-1].contiguous(), right=True) / x.shape[1]
@@ -42,21 +41,20 @@ def nearest(these: Tensor, those: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def energy(these: Tensor, those: Tensor) -> float:
-    """Return the energy distance of two distributions, estimated without bias:
+    """Return the energy distance of two distributions, estimated without bias: in the mean
+    0 if they are the same, and else above 0 (Székely and Rizzo, 2013).
 
-        2 E norm(x - y) - E norm(x - x') - E norm(y - y')
-
-    x and x', y and y' being different draws. It is 0 if they are the same, and else
-    above 0 in the mean over samples of any number (Székely and Rizzo, 2013).
+    2 E norm(x - y) - E norm(x - x') - E norm(y - y'), over different draws
     """
     x, y = these.double(), those.double()
     within = (torch.cdist(z, z).sum() / (len(z) * (len(z) - 1)) for z in (x, y))
     return (2 * torch.cdist(x, y).mean() - sum(within)).item()
 
 
-def total_variance(x: Tensor) -> float:
-    """Return the trace of the covariance of a sample."""
-    return x.double().var(dim=0).sum().item()
+def variance_ratio(samples: Tensor, data: Tensor) -> float:
+    """Return the total variance, the trace of the covariance, of samples over the data's."""
+    of_samples, of_data = (x.double().var(dim=0).sum() for x in (samples, data))
+    return (of_samples / of_data).item()
 
 
 def _covariance(x: Tensor) -> Tensor:
@@ -70,12 +68,10 @@ def principal(data: Tensor, count: int = 16) -> Tensor:
 
 
 def frechet(samples: Tensor, points: Tensor) -> float:
-    """Return Frechet's distance squared, (39), blind to all but mean and covariance:
+    """Return Frechet's distance squared, (39), blind to all but mean and covariance.
 
-        norm(m_1 - m_2)^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))
-
-    The eigenvalues of C_1 C_2 are real and not negative, as are those of the symmetric
-    C_1^(1/2) C_2 C_1^(1/2), which has the same.
+    norm(m_1 - m_2)^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))
+    C_1 C_2 has the eigenvalues of C_1^(1/2) C_2 C_1^(1/2): real, and not negative.
     """
     c_1, c_2 = _covariance(samples), _covariance(points)
     roots = torch.linalg.eigvals(c_1 @ c_2).real.clamp(min=0).sqrt()

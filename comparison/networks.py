@@ -23,34 +23,22 @@ def scaled(y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
 class PointNetwork(nn.Module):
     """A multilayer perceptron on points of the plane, their Fourier features, and the level.
 
-    The features are sine and cosine of x along `directions` random directions, with 0.3
-    to 4 periods per unit: strokes are finer than what a perceptron learns from x alone.
-
-    outputs: 2 for the noise or the velocity, 4 for (eps, v). seed drives the directions
-    and the initial weights, and leaves PyTorch's global state as it was.
+    The features are sine and cosine of x along 128 random directions, with 0.3 to 4
+    periods per unit: strokes are finer than what a perceptron learns from x alone.
     """
 
-    def __init__(
-        self,
-        outputs: int = 2,
-        width: int = 128,
-        depth: int = 3,
-        directions: int = 128,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, outputs: int = 2, width: int = 128, depth: int = 3) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(seed))
-            angle = 2 * math.pi * torch.rand(directions)
-            periods = torch.logspace(math.log10(0.3), math.log10(4), directions)
-            waves = 2 * math.pi * periods * torch.stack([angle.cos(), angle.sin()])
-            self.register_buffer("waves", waves)
-            self.register_buffer("level_waves", torch.tensor([0.25, 0.5, 1.0, 2.0]))
-            sizes = [2 + 2 * directions + 8] + [width] * depth
-            layers = []
-            for size, next_size in pairwise(sizes):
-                layers += [nn.Linear(size, next_size), nn.SiLU()]
-            self.layers = nn.Sequential(*layers, nn.Linear(width, outputs))
+        angle = 2 * math.pi * torch.rand(128)
+        periods = torch.logspace(math.log10(0.3), math.log10(4), 128)
+        waves = 2 * math.pi * periods * torch.stack([angle.cos(), angle.sin()])
+        self.register_buffer("waves", waves)
+        self.register_buffer("level_waves", torch.tensor([0.25, 0.5, 1.0, 2.0]))
+        sizes = [2 + 2 * 128 + 2 * 4] + [width] * depth
+        layers = []
+        for size, next_size in pairwise(sizes):
+            layers += [nn.Linear(size, next_size), nn.SiLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(width, outputs))
 
     def forward(self, y: Tensor, sigma: Tensor) -> Tensor:
         x, level = scaled(y, sigma)
@@ -69,12 +57,12 @@ class Block(nn.Module):
     x + h, where x goes through a 1x1 convolution if its channels are not `outputs`
     """
 
-    def __init__(self, inputs: int, outputs: int, level: int, groups: int) -> None:
+    def __init__(self, inputs: int, outputs: int, level: int) -> None:
         super().__init__()
-        self.norm_1 = nn.GroupNorm(groups, inputs)
+        self.norm_1 = nn.GroupNorm(8, inputs)
         self.conv_1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.modulation = nn.Linear(level, 2 * outputs)
-        self.norm_2 = nn.GroupNorm(groups, outputs)
+        self.norm_2 = nn.GroupNorm(8, outputs)
         self.conv_2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         nn.init.zeros_(self.conv_2.weight)  # at first it adds its bias alone
         same = inputs == outputs
@@ -90,92 +78,62 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Self-attention between the pixels, one head: x + what each takes from all."""
 
-    def __init__(self, channels: int, groups: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels)
+        self.norm = nn.GroupNorm(8, channels)
         self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         pixels = self.query_key_value(self.norm(x)).flatten(2).transpose(1, 2)
         mixed = scaled_dot_product_attention(*pixels.chunk(3, dim=2))
         return x + self.out(mixed.transpose(1, 2).reshape(x.shape))
 
 
-class Down(nn.Conv2d):
-    """A strided convolution to half the height and width."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, input: Tensor, level: Tensor | None = None) -> Tensor:
-        return super().forward(input)
-
-
-class Up(nn.Conv2d):
-    """Each pixel doubled both ways, then a convolution to the next resolution's channels."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, 3, padding=1)
-
-    def forward(self, input: Tensor, level: Tensor | None = None) -> Tensor:
-        return super().forward(interpolate(input, scale_factor=2.0))
-
-
 class UNet(nn.Module):
     """A U-Net on square pictures, after Ho et al. (2020) and the survey, but smaller.
 
-    Beside each pixel stand its row and its column, from -1 to 1 (Liu et al., 2018).
-    On the way down, each resolution has `blocks` residual blocks, and a strided
-    convolution leads to the next. In the middle, self-attention is between two blocks.
-    On the way up, each resolution has one block more than on the way down, and each of
-    them is given, concatenated, a state of the way down, the last one first.
+    Beside each pixel stand its row and its column, from -1 to 1 (Liu et al., 2018). On the
+    way down, each resolution has a block, and a strided convolution leads to the next. In
+    the middle, self-attention is between two blocks. On the way up, each resolution has
+    two blocks, each of them is given, concatenated, a state of the way down, the last one
+    first, and a convolution of the doubled pixels leads to the next.
 
-    channels: of each resolution, the highest first; multiples of `groups`, the groups of
-    each GroupNorm. seed drives the initial weights, and leaves PyTorch's global state as
-    it was.
+    channels: of each resolution, the highest first; multiples of 8, the groups of each
+    GroupNorm.
     """
 
-    def __init__(
-        self,
-        channels: Sequence[int] = (16, 32, 64, 64),
-        blocks: int = 1,
-        groups: int = 8,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, channels: Sequence[int] = (16, 32, 64, 64)) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(seed))
-            width, level = channels[0], 4 * channels[0]
-            self.register_buffer("level_waves", torch.logspace(-1, 1, level // 2))
-            self.level = nn.Sequential(
-                nn.Linear(level, level), nn.SiLU(), nn.Linear(level, level), nn.SiLU()
-            )
-            self.first = nn.Conv2d(3, width, 3, padding=1)
-            skips, down, up = [width], [], []
-            for depth, outputs in enumerate(channels):
-                if depth > 0:
-                    down.append(Down(width))
-                    skips.append(width)
-                for _ in range(blocks):
-                    down.append(Block(width, outputs, level, groups))
-                    width = outputs
-                    skips.append(width)
-            middle = [
-                Block(width, width, level, groups),
-                Attention(width, groups),
-                Block(width, width, level, groups),
-            ]
-            for depth, outputs in reversed([*enumerate(channels)]):
-                for _ in range(blocks + 1):
-                    up.append(Block(width + skips.pop(), outputs, level, groups))
-                    width = outputs
-                if depth > 0:
-                    width = channels[depth - 1]
-                    up.append(Up(outputs, width))
-            self.down, self.middle, self.up = map(nn.ModuleList, (down, middle, up))
-            self.norm = nn.GroupNorm(groups, width)
-            self.last = nn.Conv2d(width, 1, 3, padding=1)
+        width, level = channels[0], 4 * channels[0]
+        self.register_buffer("level_waves", torch.logspace(-1, 1, level // 2))
+        self.level = nn.Sequential(
+            nn.Linear(level, level), nn.SiLU(), nn.Linear(level, level), nn.SiLU()
+        )
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        skips, down, up = [width], [], []
+        for depth, outputs in enumerate(channels):
+            if depth > 0:
+                down.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+                skips.append(width)
+            down.append(Block(width, outputs, level))
+            width = outputs
+            skips.append(width)
+        middle = (
+            Block(width, width, level),
+            Attention(width),
+            Block(width, width, level),
+        )
+        for depth, outputs in reversed([*enumerate(channels)]):
+            for _ in range(2):
+                up.append(Block(width + skips.pop(), outputs, level))
+                width = outputs
+            if depth > 0:
+                width = channels[depth - 1]
+                up.append(nn.Conv2d(outputs, width, 3, padding=1))
+        self.down, self.middle, self.up = map(nn.ModuleList, (down, middle, up))
+        self.norm = nn.GroupNorm(8, width)
+        self.last = nn.Conv2d(width, 1, 3, padding=1)
         self.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
     def forward(self, y: Tensor, sigma: Tensor) -> Tensor:
@@ -195,12 +153,13 @@ class UNet(nn.Module):
         h = self.first(torch.cat(planes, dim=1))
         states = [h]
         for piece in self.down:
-            h = piece(h, level)
+            h = piece(h, level) if isinstance(piece, Block) else piece(h)
             states.append(h)
-        for piece in self.middle:
-            h = piece(h, level)
+        before, attention, after = self.middle
+        h = after(attention(before(h, level)), level)
         for piece in self.up:
             if isinstance(piece, Block):
-                h = torch.cat([h, states.pop()], dim=1)
-            h = piece(h, level)
+                h = piece(torch.cat([h, states.pop()], dim=1), level)
+            else:
+                h = piece(interpolate(h, scale_factor=2.0))
         return self.last(silu(self.norm(h))).flatten(1)

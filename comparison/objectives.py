@@ -1,8 +1,7 @@
 """The objectives, the levels that they are trained on, and the bound.
 
 An objective is called (network, x_start, generator), x_start a batch of data, (B, D),
-and returns its loss, a mean over coordinates and batch. It draws the levels and the
-noise and forms y = x_0 + sigma eps itself.
+and returns its loss, a mean over coordinates and batch.
 """
 
 from collections.abc import Callable
@@ -12,24 +11,14 @@ from torch import Tensor
 from torch.distributions import Normal
 from torch.nn.functional import mse_loss
 
-from comparison.denoisers import (
-    NAMED,
-    NOISE,
-    Denoiser,
-    Target,
-    Variance,
-    interpolated,
-    posterior,
-)
+from comparison import denoisers
+from comparison.denoisers import NAMED, NOISE, Denoiser, Target, Variance, posterior
 from comparison.samplers import Generator, normal_like
 from diffusion import gaussian_kl
 
 Objective = Callable[[Denoiser, Tensor, Generator], Tensor]
-# What draws the levels of a batch: called (x_start, generator), it returns sigma, (B, 1).
-Draw = Callable[[Tensor, Generator], Tensor]
-
-
-# Which levels a batch is noised to
+# The quantiles of a distribution of levels: called with u of [0, 1), it returns sigma.
+Quantiles = Callable[[Tensor], Tensor]
 
 
 def _uniform(x_start: Tensor, generator: Generator) -> Tensor:
@@ -38,64 +27,32 @@ def _uniform(x_start: Tensor, generator: Generator) -> Tensor:
     return torch.rand(len(x_start), generator=generator, **like).cpu()
 
 
-def uniform_level(levels: Tensor) -> Draw:
-    """t uniform over the levels, as in Ho et al.'s algorithm 1."""
+def uniform(levels: Tensor) -> Quantiles:
+    """t uniform over the levels but 0, as in Ho et al.'s algorithm 1."""
     ascending = levels[:-1].flip(0)
-
-    def draw(x_start: Tensor, generator: Generator) -> Tensor:
-        t = (len(ascending) * _uniform(x_start, generator)).long()
-        return ascending[t].to(x_start)[:, None]
-
-    return draw
+    return lambda u: ascending[(len(ascending) * u).long()]
 
 
-def uniform_time(sigma: Callable[[Tensor], Tensor], first: float = 0.0) -> Draw:
-    """The time s uniform over [first, 1], as in (36); sigma(s) is the level."""
-
-    def draw(x_start: Tensor, generator: Generator) -> Tensor:
-        s = first + (1 - first) * _uniform(x_start, generator)
-        return sigma(s).to(x_start)[:, None]
-
-    return draw
-
-
-def lognormal(mean: float, deviation: float) -> Draw:
+def lognormal(mean: float, deviation: float) -> Quantiles:
     """log(sigma) from N(mean, deviation^2) (Karras et al., 2022)."""
-
-    def draw(x_start: Tensor, generator: Generator) -> Tensor:
-        sigma = x_start.new_empty(len(x_start), 1)
-        return sigma.log_normal_(mean, deviation, generator=generator)
-
-    return draw
+    return lambda u: (mean + deviation * torch.special.ndtri(u)).exp()
 
 
-# Objectives
+def simple(quantiles: Quantiles, target: Target = NOISE) -> Objective:
+    """L_simple, (24): the mean of (target - network(y, sigma))^2, y = x_0 + sigma eps.
 
-
-def simple(draw: Draw, target: Target = NOISE) -> Objective:
-    """L_simple, (24): the mean of (target - network(y, sigma))^2.
-
-    With NOISE and `uniform_time` this is the objective in continuous time, (36), lambda =
+    With NOISE, half of it is denoising score matching, (32, 33), lambda = sigma^2; over
+    times s uniform in [0, 1], it is the objective in continuous time, (36), lambda =
     noise^2. VELOCITY weights the squared error of eps by 1 + sigma^2 instead of 1.
     """
 
     def loss(network: Denoiser, x_start: Tensor, generator: Generator) -> Tensor:
-        sigma, eps = draw(x_start, generator), normal_like(x_start, generator)
+        sigma = quantiles(_uniform(x_start, generator)).to(x_start)[:, None]
+        eps = normal_like(x_start, generator)
         output = network(x_start + sigma * eps, sigma)
         return mse_loss(output, target.of(x_start, eps, sigma))
 
     return loss
-
-
-def denoising(draw: Draw) -> Objective:
-    """Denoising score matching, (32, 33), with lambda = sigma^2:
-
-        1/2 mean of sigma^2 (score_theta + eps / sigma)^2
-
-    which is one half of L_simple, since score_theta = -eps_theta / sigma.
-    """
-    noise = simple(draw)
-    return lambda network, x_start, generator: noise(network, x_start, generator) / 2
 
 
 def hybrid(levels: Tensor, weight: float = 1e-3) -> Objective:
@@ -114,17 +71,15 @@ def hybrid(levels: Tensor, weight: float = 1e-3) -> Objective:
         y = x_start + here * eps
         output, v = network(y, here).chunk(2, dim=1)
 
-        variance = interpolated(v, levels[-3].to(y), here, there)
+        variance = denoisers.interpolated(v, levels[-3].to(y), here, there)
         share = 1 - (there / here).square()
         mean = y + share * (x_start - y)
         mean_theta = y - share * here * output.detach()
-        first = there == 0
-        small = posterior(here, there).where(~first, 1.0)
-        kl = gaussian_kl(mean, small, mean_theta, variance).sum(dim=1)
+        small = posterior(here, there).where(there > 0, 1.0)
+        kl = gaussian_kl(mean, small, mean_theta, variance)
         likelihood = Normal(mean_theta, variance.sqrt(), validate_args=False)
-        nll = -likelihood.log_prob(x_start).sum(dim=1)
-        term = torch.where(first[:, 0], nll.double(), kl).mean() / x_start.shape[1]
-        return mse_loss(output, eps) + weight * steps * term
+        term = kl.where(there > 0, -likelihood.log_prob(x_start).double())
+        return mse_loss(output, eps) + weight * steps * term.mean()
 
     return loss
 
@@ -136,30 +91,22 @@ def score_matching(sigma: float, blur: float, sliced: bool = False) -> Objective
         sliced, (42):       E [v^T (grad score) v + 1/2 norm(score)^2] / D,  v ~ N(0, I)
 
     of a network that predicts eps, whose score is -eps / sigma. With blur = sigma it has
-    its minimum at the score that `denoising` finds, without ever knowing eps; with blur =
-    0 it has none, since the data are a set of points (figure 24).
+    its minimum at the score that `simple` finds, without ever knowing eps; with blur = 0
+    it has none, since the data are a set of points (figure 24).
     """
 
     def loss(network: Denoiser, x_start: Tensor, generator: Generator) -> Tensor:
-        y = x_start + blur * normal_like(x_start, generator)
-        y.requires_grad_()
-        level = y.new_tensor(sigma)
+        y = (x_start + blur * normal_like(x_start, generator)).requires_grad_()
+        level, trace = y.new_tensor(sigma), torch.zeros(())
         with torch.enable_grad():
             score = -network(y, level) / level
-            if sliced:
-                vs = [normal_like(y, generator)]
-            else:
-                vs = torch.eye(y.shape[1]).to(y)[:, None].expand(-1, len(y), -1)
-            trace = 0
-            for v in vs:
+            basis = torch.eye(y.shape[1]).to(y)[:, None].expand(-1, *y.shape)
+            for v in [normal_like(y, generator)] if sliced else basis:
                 (slope,) = torch.autograd.grad((score * v).sum(), y, create_graph=True)
                 trace = trace + (slope * v).sum(dim=1)
         return (trace + score.square().sum(dim=1) / 2).mean() / y.shape[1]
 
     return loss
-
-
-# The bound
 
 
 @torch.no_grad()
@@ -172,18 +119,15 @@ def bound_terms(
 ) -> Tensor:
     """Return the bound's terms (16) for t = 2..T: float64, (T - 1,), nats per dimension.
 
-        E KL(N(mu~_t, beta~_t I) || N(mu_theta, Sigma_t))
-
-    over all data, each with one draw of x_t. Of the bound's other terms the first does not
-    depend on the variance, and the last, -log p(x_0 | x_1), has no finite value, since the
-    sampler's last step adds no noise.
+    E KL(N(mu~_t, beta~_t I) || N(mu_theta, Sigma_t)), over all data, one x_t of each
+    Of the bound's other terms, the first does not depend on the variance, and the last,
+    -log p(x_0 | x_1), has no finite value, since the last step adds no noise.
     """
     of, terms = variance if callable(variance) else NAMED[variance], []
     for t in range(2, len(levels)):
         here, there = levels[-t - 1].to(data), levels[-t].to(data)
         y = data + here * normal_like(data, generator)
-        weight, small = 1 - (there / here).square(), posterior(here, there)
-        mean, mean_theta = (y + weight * (x - y) for x in (data, denoiser(y, here)))
-        kl = gaussian_kl(mean, small, mean_theta, of(y, here, there)).sum(dim=1)
-        terms.append(kl.mean() / data.shape[1])
+        share, small = 1 - (there / here).square(), posterior(here, there)
+        mean, mean_theta = (y + share * (x - y) for x in (data, denoiser(y, here)))
+        terms.append(gaussian_kl(mean, small, mean_theta, of(y, here, there)).mean())
     return torch.stack(terms)

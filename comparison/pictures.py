@@ -2,9 +2,9 @@
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,20 +13,12 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
-from comparison.dataset import Measure, Row
-from comparison.figures import mosaic_sheets, plot_mosaics
-from comparison.levels import cosine, geometric, karras, linear, respaced, ve_sde
-from comparison.measures import energy, frechet, nearest, principal, total_variance
-from comparison.methods import Method
-from comparison.points import HOMER
-from comparison.samplers import (
-    ddim,
-    ddpm,
-    ddpm_stale_alphas,
-    heun,
-    langevin,
-    predictor_corrector,
-)
+from comparison import levels, samplers
+from comparison.dataset import Measure, Method, Row
+from comparison.figures import mosaic, plot_mosaics
+from comparison.levels import respaced
+from comparison.measures import energy, frechet, nearest, principal, variance_ratio
+from comparison.points import ARC, ENDS, HOMER, LINE
 from utils import ImageFile, read_square
 
 CANVAS, DARK = 600, 50
@@ -35,11 +27,13 @@ FINER = 8
 """A pose is drawn this many times finer than its picture, and averaged."""
 
 
-def _closer(pictures: "Pictures", x: Tensor) -> float:
-    to_training, to_fresh = (
-        nearest(x, known)[0] for known in (pictures.data, pictures.fresh)
-    )
+def _closer(those: "Pictures", x: Tensor) -> float:
+    to_training, to_fresh = (nearest(x, y)[0] for y in (those.data, those.fresh))
     return 100 * (to_training < to_fresh).double().mean().item()
+
+
+def _data(of: Callable[[Tensor, Tensor], float]) -> Callable[..., float]:
+    return lambda those, x: of(x, those.reference)
 
 
 MEASURES: tuple[Measure, ...] = (
@@ -49,18 +43,8 @@ MEASURES: tuple[Measure, ...] = (
         lambda p, x: p.fit_poses(x[: p.fitted])[1].median().item(),
         "RMS that no pose explains, median of the first samples, lower is better",
     ),
-    Measure(
-        "variance ratio",
-        2,
-        lambda p, x: total_variance(x) / total_variance(p.reference),
-        "total variance over that of the data, 1 is best",
-    ),
-    Measure(
-        "energy distance",
-        3,
-        lambda p, x: energy(x, p.reference),
-        "between samples and data, of all pixels, lower is better",
-    ),
+    Measure("variance ratio", 2, _data(variance_ratio), "samples over data, 1 is best"),
+    Measure("energy distance", 3, _data(energy), "of all pixels, lower is better"),
     Measure(
         "frechet",
         2,
@@ -74,37 +58,35 @@ MEASURES: tuple[Measure, ...] = (
         "share closer to a training picture than to as many fresh ones, %, 50 is best",
     ),
 )
+GREYS = (-1.0, 1.0)
+_any = partial(Method, own="pictures", denoisers=("learned",))
+_arc = partial(_any, own="pictures-cosine")
+_line = partial(_any, own="pictures-linear", slow=True)
+_boxed = partial(_any, box=True, slow=True)
+METHODS: tuple[Method, ...] = (
+    _arc("ddim-cosine", "50", respaced(ARC, 50), samplers.ddim, filmed=True),
+    _arc("ddim-cosine", "10", respaced(ARC, 10), samplers.ddim),
+    _arc("ddpm-cosine", "250", respaced(ARC, 250), samplers.ddpm, clip=GREYS),
+    _any("heun", "18", levels.karras(*ENDS), samplers.heun),
+    _arc("ddim-cosine", "50", respaced(ARC, 50), samplers.ddim, denoisers=("exact",)),
+    _line("ddpm-linear", "1000", LINE, samplers.ddpm, clip=GREYS),
+    _line("ddpm-stale-alphas", "50", LINE, samplers.ddpm_stale_alphas, clip=GREYS),
+    _arc("ddpm-cosine", "1000", ARC, samplers.ddpm, clip=GREYS, slow=True),
+    _line("ddim-linear", "50", respaced(LINE, 50), samplers.ddim),
+    _boxed("langevin", "10 x 100", levels.geometric(), samplers.langevin),
+    _any("ve-pc", "200", levels.ve_sde(), samplers.predictor_corrector, slow=True),
+)
 
 
-def _methods() -> list[Method]:
-    line, arc = linear(), cosine()
-    on_line, on_arc, on_none = "pictures-linear", "pictures-cosine", "pictures"
-    exact, learned = (partial(Method, denoisers=(k,)) for k in ("exact", "learned"))
-    slow, boxed = partial(learned, slow=True), {"box": True, "states": 100}
-    flow = karras(line[0].item(), line[-2].item())
-    return [
-        learned("ddim-cosine", "50", respaced(arc, 50), ddim, on_arc, filmed=True),
-        learned("ddim-cosine", "10", respaced(arc, 10), ddim, on_arc),
-        learned("ddpm-cosine", "250", respaced(arc, 250), ddpm, on_arc, clip=True),
-        learned("heun", "18", flow, heun, on_none),
-        exact("ddim-cosine", "50", respaced(arc, 50), ddim, on_arc),
-        slow("ddpm-linear", "1000", line, ddpm, on_line, clip=True),
-        slow("ddpm-stale-alphas", "50", line, ddpm_stale_alphas, on_line, clip=True),
-        slow("ddpm-cosine", "1000", arc, ddpm, on_arc, clip=True),
-        slow("ddim-linear", "50", respaced(line, 50), ddim, on_line),
-        slow("langevin", "10 x 100", geometric(), langevin, on_none, **boxed),
-        slow("ve-pc", "200", ve_sde(), predictor_corrector, on_none),
-    ]
-
-
-class Pictures(NamedTuple):
+@dataclass
+class Pictures:
     """Pictures of a drawing in random poses: one distribution, drawn from three times.
 
     All are (n, side^2), row by row from the top: +1 is paper, -1 ink. data is trained on;
-    fresh tells copying from learning; reference is what samples are compared with, their
-    mean and covariance on its principal components, `axes`, (side^2, 16); poses: its own,
-    (n, 6). drawing: what is posed, (F, F), from 0, paper, to 1, ink. picture: the SHA-256
-    of it and of n. fitted: of how many samples the pose is fitted.
+    fresh tells copying from learning; samples are compared with reference, whose principal
+    components are `axes`, (side^2, 16), and whose poses, (n, 6). drawing: what is posed,
+    (F, F), from 0, paper, to 1, ink. picture: the SHA-256 of it and of n. fitted: of how
+    many samples the pose is fitted.
     """
 
     data: Tensor
@@ -116,18 +98,9 @@ class Pictures(NamedTuple):
     side: int
     picture: str
     fitted: int = 100
-    name, samples, filmed = "pictures", 300, 32
-    measures, methods = MEASURES, tuple(_methods())
-
-    @property
-    def box(self) -> tuple[float, float]:
-        """Ink and paper, between which all greys lie."""
-        return -1.0, 1.0
-
-    @property
-    def notes(self) -> tuple[str]:
-        """How many samples are fitted."""
-        return (f"the pose error is of the first {self.fitted} samples of a row",)
+    samples: int = 300
+    name, filmed = "pictures", 32
+    measures, methods = MEASURES, METHODS
 
     def draw(self, count: int, seed: int) -> Tensor:
         """Draw pictures by other seeds than those of the data."""
@@ -169,22 +142,22 @@ class Pictures(NamedTuple):
 
     def plot(self, rows: Sequence[Row]) -> Figure:
         """Draw samples of each row, and below each the nearest training picture."""
-        parts, columns = {}, 14
+        parts, columns = {}, min(14, len(rows[0].samples))
         for row in rows:
             words = row.method, row.steps, row.denoiser
             title = " ".join(word for word in words if word != "-")
             title += "" if parts else "; below each sample the nearest training picture"
             x = row.samples[:columns]
             _, index = nearest(x, self.data)
-            blank = x.new_ones(columns - len(x), x.shape[1])
-            parts[title] = torch.cat([x, blank, self.data[index], blank])
+            parts[title] = torch.cat([x, self.data[index]])
         return plot_mosaics(parts, columns)
 
-    def sheets(
-        self, shown: Sequence[dict[str, Tensor]], colours: bool
-    ) -> list[Image.Image]:
-        """Draw mosaics side by side."""
-        return mosaic_sheets(shown)
+    def sheets(self, shown: Sequence[dict[str, Tensor]]) -> list[Image.Image]:
+        """Draw mosaics of eight columns side by side."""
+        grids = ([mosaic(x, 8, scale=2) for x in parts.values()] for parts in shown)
+        # Sixteen greys, the same in all frames, make a fifth of the file that 256 do.
+        greys = (17 * np.rint(np.concatenate(g, axis=1) / 17) for g in grids)
+        return [Image.fromarray(grey.astype(np.uint8)) for grey in greys]
 
 
 def pictures(
@@ -197,10 +170,9 @@ def pictures(
 ) -> Pictures:
     """Return pictures of a drawing in random poses.
 
-    Its ink is what is as dark as grey 50 on a square of 600 pixels a side, found first
-    if `fit`, as `image_to_vector` does it. Strokes are thickened by 7 pixels each way,
-    as they must be to be seen at a side of 32. Raises ValueError if the image cannot be
-    read as a picture, or nothing is dark; a UserWarning says what `fit` did.
+    Its ink is what is as dark as grey 50 on a square of 600 pixels a side (`read_square`).
+    Strokes are thickened by 7 pixels each way, to be seen at a side of 32. Raises
+    ValueError for an unreadable image or one without ink; a warning says what `fit` did.
     """
     grey, done = read_square(image, CANVAS, DARK, fit)
     if fit:
@@ -213,8 +185,7 @@ def pictures(
     thick = ink.filter(ImageFilter.MaxFilter(15))
     small = thick.resize((FINER * side, FINER * side), Image.Resampling.BOX)
     drawing = torch.from_numpy(np.asarray(small) / np.float32(255))
-    told_by = drawing.numpy().tobytes() + f"{count}".encode()
-    digest = hashlib.sha256(told_by).hexdigest()
+    digest = hashlib.sha256(drawing.numpy().tobytes() + b"%d" % count).hexdigest()
     drawing = drawing.to(device)
     generators = (torch.Generator().manual_seed(seed) for seed in range(3))
     poses = [random_poses(count, generator) for generator in generators]

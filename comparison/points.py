@@ -1,115 +1,83 @@
 """The points of the drawing as a data set: each of them is a training example."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from comparison.dataset import Measure, Row, seeded
-from comparison.figures import cloud_sheets, plot_clouds
-from comparison.levels import (
-    cosine,
-    geometric,
-    karras,
-    linear,
-    respaced,
-    straight,
-    ve_sde,
-    vp_sde,
-)
+from comparison import levels, samplers
+from comparison.dataset import Measure, Method, Row, seeded
+from comparison.figures import cloud_sheets, hues, plot_clouds
+from comparison.levels import respaced
 from comparison.measures import frechet, share_near, sliced
-from comparison.methods import Method
-from comparison.samplers import (
-    ddim,
-    ddpm,
-    ddpm_stale_alphas,
-    euler_maruyama,
-    heun,
-    langevin,
-    predictor_corrector,
-)
 from utils import IMG_SIZE, ImageFile, image_to_vector
 
 HOMER = Path(__file__).resolve().parents[1] / "homer.png"
-WITHIN = 1.001
-"""Near, in px. Neighbours on the grid are 1 px apart: rounding must not decide."""
 
 
-def _px(points: "Points", x: Tensor) -> Tensor:
-    return x / points.pixel
+def _covered(samples: Tensor, data: Tensor) -> float:
+    return share_near(data, samples)
+
+
+def _px(of: Callable[[Tensor, Tensor], float]) -> Callable[["Points", Tensor], float]:
+    return lambda points, x: of(x / points.pixel, points.data / points.pixel)
 
 
 MEASURES: tuple[Measure, ...] = (
     Measure(
-        "precision",
-        1,
-        lambda p, x: 100 * share_near(_px(p, x), _px(p, p.data), WITHIN),
-        "share of samples within 1 px of a point, %, higher is better",
+        "precision", 1, _px(share_near), "samples within 1 px, %, higher is better"
     ),
-    Measure(
-        "coverage",
-        1,
-        lambda p, x: 100 * share_near(_px(p, p.data), _px(p, x), WITHIN),
-        "share of points with a sample within 1 px, %, higher is better",
+    Measure("coverage", 1, _px(_covered), "points within 1 px, %, higher is better"),
+    Measure("sliced W1", 2, _px(sliced), "over 32 directions, px, lower is better"),
+    Measure("frechet", 2, _px(frechet), "of the coordinates, px^2, lower is better"),
+)
+LINE, ARC = levels.linear(), levels.cosine()
+ENDS = LINE[0].item(), LINE[-2].item()
+_posterior = partial(samplers.ddpm, variance="posterior")
+_denoised = partial(samplers.langevin, denoise=True)
+_learning = partial(Method, own="hybrid", learns_variance=True)
+_annealed = partial(Method, levels=levels.geometric(), own="geometric", box=True)
+METHODS: tuple[Method, ...] = (
+    Method("ddpm-linear", "1000", LINE, samplers.ddpm, "simple", filmed=True),
+    Method("ddpm-linear", "50", respaced(LINE, 50), samplers.ddpm, "simple"),
+    Method("ddpm-posterior", "50", respaced(LINE, 50), _posterior, "simple"),
+    _learning("ddpm-learned", "50", respaced(LINE, 50), samplers.ddpm),
+    Method("ddpm-stale-alphas", "50", LINE, samplers.ddpm_stale_alphas, "simple"),
+    Method("ddpm-cosine", "1000", ARC, samplers.ddpm, "cosine"),
+    Method("ddpm-cosine", "50", respaced(ARC, 50), samplers.ddpm, "cosine"),
+    Method("ddim-linear", "1000", LINE, samplers.ddim, "simple"),
+    Method(
+        "ddim-linear", "50", respaced(LINE, 50), samplers.ddim, "simple", filmed=True
     ),
-    Measure(
-        "sliced W1",
-        2,
-        lambda p, x: sliced(_px(p, x), _px(p, p.data)),
-        "Wasserstein-1 distance over 32 directions, px, lower is better",
+    Method("ddim-linear", "20", respaced(LINE, 20), samplers.ddim, "simple"),
+    Method("ddim-linear", "10", respaced(LINE, 10), samplers.ddim, "simple"),
+    Method("ddim-cosine", "50", respaced(ARC, 50), samplers.ddim, "cosine"),
+    Method("ddim-karras", "50", levels.karras(*ENDS, 50), samplers.ddim, "vp"),
+    Method("ddim-karras", "10", levels.karras(*ENDS, 10), samplers.ddim, "vp"),
+    _annealed("langevin", "10 x 100", sampler=samplers.langevin, filmed=True),
+    _annealed("langevin-denoised", "10 x 100", sampler=_denoised),
+    Method(
+        "ve-pc", "200", levels.ve_sde(), samplers.predictor_corrector, "ve", filmed=True
     ),
-    Measure(
-        "frechet",
-        2,
-        lambda p, x: frechet(_px(p, x), _px(p, p.data)),
-        "Frechet distance squared of the coordinates, px^2, lower is better",
-    ),
+    Method("vp-em", "1000", levels.vp_sde(), samplers.euler_maruyama, "vp"),
+    Method("heun", "18", levels.karras(*ENDS), samplers.heun, "vp"),
+    Method("heun", "40", levels.karras(*ENDS, 40), samplers.heun, "vp"),
+    Method("edm", "18", levels.karras(80.0, 0.002), samplers.heun, "edm"),
+    # On straight levels Euler's steps are DDIM's.
+    Method("rectified-flow", "1", levels.straight(1), samplers.ddim, "rectified"),
+    Method("rectified-flow", "10", levels.straight(10), samplers.ddim, "rectified"),
+    Method("rectified-flow", "100", levels.straight(100), samplers.ddim, "rectified"),
 )
 
 
-def _methods() -> list[Method]:
-    line, arc = linear(), cosine()
-    ends = line[0].item(), line[-2].item()
-    ddpm_posterior = partial(ddpm, variance="posterior")
-    denoised = partial(langevin, denoise=True)
-    learning = {"own": "hybrid", "learns_variance": True}
-    annealed = {"own": "geometric", "box": True, "states": 100}
-    return [
-        Method("ddpm-linear", "1000", line, ddpm, "simple", filmed=True),
-        Method("ddpm-linear", "50", respaced(line, 50), ddpm, "simple"),
-        Method("ddpm-posterior", "50", respaced(line, 50), ddpm_posterior, "simple"),
-        Method("ddpm-learned", "50", respaced(line, 50), ddpm, **learning),
-        Method("ddpm-stale-alphas", "50", line, ddpm_stale_alphas, "simple"),
-        Method("ddpm-cosine", "1000", arc, ddpm, "cosine"),
-        Method("ddpm-cosine", "50", respaced(arc, 50), ddpm, "cosine"),
-        Method("ddim-linear", "1000", line, ddim, "simple"),
-        Method("ddim-linear", "50", respaced(line, 50), ddim, "simple", filmed=True),
-        Method("ddim-linear", "20", respaced(line, 20), ddim, "simple"),
-        Method("ddim-linear", "10", respaced(line, 10), ddim, "simple"),
-        Method("ddim-cosine", "50", respaced(arc, 50), ddim, "cosine"),
-        Method("ddim-karras", "50", karras(*ends, 50), ddim, "vp"),
-        Method("ddim-karras", "10", karras(*ends, 10), ddim, "vp"),
-        Method("langevin", "10 x 100", geometric(), langevin, **annealed, filmed=True),
-        Method("langevin-denoised", "10 x 100", geometric(), denoised, **annealed),
-        Method("ve-pc", "200", ve_sde(), predictor_corrector, "ve", filmed=True),
-        Method("vp-em", "1000", vp_sde(), euler_maruyama, "vp"),
-        Method("heun", "18", karras(*ends), heun, "vp"),
-        Method("heun", "40", karras(*ends, 40), heun, "vp"),
-        Method("edm", "18", karras(80.0, 0.002), heun, "edm"),
-        # On straight levels Euler's steps are DDIM's.
-        Method("rectified-flow", "1", straight(1), ddim, "rectified"),
-        Method("rectified-flow", "10", straight(10), ddim, "rectified"),
-        Method("rectified-flow", "100", straight(100), ddim, "rectified"),
-    ]
-
-
-class Points(NamedTuple):
+@dataclass
+class Points:
     """The points of a drawing, normalised, and what leads back to `main.py`'s units.
 
     data: (n, 2), of mean 0; the variance of all coordinates together is 1. pixel: what a
@@ -122,13 +90,8 @@ class Points(NamedTuple):
     centre: Tensor
     scale: float
     picture: str
-    name, samples, filmed, notes = "points", 2000, 2000, ()
-    measures, methods = MEASURES, tuple(_methods())
-
-    @property
-    def box(self) -> tuple[Tensor, Tensor]:
-        """The corners of the smallest rectangle that all points lie in, (2,)."""
-        return self.data.aminmax(dim=0)
+    name, samples, filmed = "points", 2000, 2000
+    measures, methods = MEASURES, METHODS
 
     def draw(self, count: int, seed: int) -> Tensor:
         """Draw points, each as likely as another."""
@@ -146,18 +109,10 @@ class Points(NamedTuple):
             columns.setdefault(key, []).append((title, cloud))
         return plot_clouds([*columns.values()])
 
-    def sheets(
-        self, shown: Sequence[dict[str, Tensor]], colours: bool
-    ) -> list[Image.Image]:
-        """Draw clouds side by side, one of more than unit variance reduced to it."""
-        frames = [
-            {
-                title: self.in_main_units(x / x.std().clamp(min=1))
-                for title, x in clouds.items()
-            }
-            for clouds in shown
-        ]
-        return cloud_sheets(frames, [*shown[-1].values()] if colours else None)
+    def sheets(self, shown: Sequence[dict[str, Tensor]]) -> list[Image.Image]:
+        """Draw clouds side by side, a point coloured by the angle at which it ends."""
+        frames = [{k: self.in_main_units(x) for k, x in xs.items()} for xs in shown]
+        return cloud_sheets(frames, [*map(hues, shown[-1].values())])
 
     def in_main_units(self, x: Tensor) -> Tensor:
         """Return normalised points, (..., 2), where `main.py` draws them."""

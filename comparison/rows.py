@@ -1,8 +1,7 @@
 """The rows of a table: a method run with a denoiser, timed and measured; and the table."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -10,16 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from comparison.dataset import DataSet, Row, draw_noise, measured, seeded
-from comparison.denoisers import (
-    Denoiser,
-    Exact,
-    best_variance,
-    clipped,
-    learned_variance,
-)
-from comparison.levels import unit
-from comparison.methods import Method
+from comparison import denoisers
+from comparison.dataset import DataSet, Method, Row, draw_noise, measured, seeded
 from comparison.pictures import pictures
 from comparison.points import points
 from comparison.samplers import last
@@ -27,36 +18,35 @@ from comparison.training import RECIPES
 
 # What returns the network of a recipe of this name.
 Networks = Callable[[str], nn.Module]
-# The references of every measure, as rows.
-REFERENCES = ("noise", "fresh data")
 DATASETS: dict[str, Callable[..., Any]] = {"points": points, "pictures": pictures}
+# The references of every measure, as rows: what draws them, called (data set, n, seed).
+REFERENCES: dict[str, Callable[[DataSet, int, int], Tensor]] = {
+    "noise": lambda those, count, seed: draw_noise(those, count, seeded(those, seed)),
+    "fresh data": lambda those, count, seed: those.draw(count, seed),
+}
+
+
+def chosen(dataset: DataSet, names: Collection[str] | None = None) -> list[Method]:
+    """Return a data set's methods of these names, or without names all that are not slow.
+
+    Each has the data set's network, but those that learn the variance their own.
+    """
+    return [
+        method if method.learns_variance else method._replace(own=dataset.name)
+        for method in dataset.methods
+        if (method.name in names if names else not method.slow)
+    ]
 
 
 class Counted:
     """A denoiser or a network that counts its calls."""
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: denoisers.Denoiser) -> None:
         self.denoiser, self.calls = denoiser, 0
 
     def __call__(self, y: Tensor, sigma: Tensor) -> Tensor:
         self.calls += 1
         return self.denoiser(y, sigma)
-
-
-def start(
-    levels: Tensor,
-    dataset: DataSet,
-    samples: int,
-    generator: torch.Generator,
-    box: bool = False,
-) -> Tensor:
-    """Draw from N(0, levels[0]^2 I), or uniformly from a box of that half-side."""
-    if box:
-        like = {"generator": generator, "device": dataset.data.device}
-        noise = 2 * torch.rand(samples, dataset.data.shape[1], **like) - 1
-    else:
-        noise = draw_noise(dataset, samples, generator)
-    return levels[0].item() * noise
 
 
 def states(
@@ -66,19 +56,21 @@ def states(
 
     networks: None for the exact denoiser.
     """
-    options: dict[str, Any] = {"generator": seeded(dataset, seed)}
+    generator, options = seeded(dataset, seed), {}
     if networks:
         counted = network = Counted(networks(method.own))
         denoiser = RECIPES[method.own].target.denoiser(network)
-        denoiser = clipped(denoiser, *dataset.box) if method.clip else denoiser
-        variance = partial(learned_variance, network, method.levels)
+        if method.clip:
+            denoiser = denoisers.clipped(denoiser, *method.clip)
+        variance = partial(denoisers.learned_variance, network, method.levels)
     else:
-        network = Exact(dataset.data)
+        network = denoisers.Exact(dataset.data)
         counted = denoiser = Counted(network)
-        variance = partial(best_variance, network)
+        variance = partial(denoisers.best_variance, network)
     if method.learns_variance:
         options["variance"] = variance()
-    y = start(method.levels, dataset, samples, options["generator"], method.box)
+    y = draw_noise(dataset, samples, generator, method.box)
+    y, options["generator"] = method.levels[0].item() * y, generator
     return counted, method.sampler(denoiser, method.levels, y, **options)
 
 
@@ -99,7 +91,7 @@ def run(
 
 def table(
     dataset: DataSet,
-    methods: Sequence[Method],
+    methods: Iterable[Method],
     samples: int,
     seed: int,
     networks: Networks,
@@ -107,51 +99,24 @@ def table(
 ) -> Iterator[Row]:
     """Yield the rows of the references and of the methods.
 
-    Slow methods draw a third as many samples, which their rows say, and have references of
-    their own. Every row starts from the same seed, so that rows can be compared more
-    finely than their spread over seeds says.
+    Every row starts from the same seed, so that rows can be compared more finely than
+    their spread over seeds says.
     """
-    fewer = max(2, samples // 3)
-    counts = {samples, fewer} if any(m.slow for m in methods) else {samples}
     for name in references:
-        for count in sorted(counts, reverse=True):
-            if name == "noise":
-                drawn = draw_noise(dataset, count, seeded(dataset, seed))
-            else:
-                drawn = dataset.draw(count, seed)
-            titled = name if count == samples else f"{name} ({count})"
-            yield Row(titled, "-", "-", 0, measured(dataset, drawn), 0.0, drawn)
+        drawn = REFERENCES[name](dataset, samples, seed)
+        yield Row(name, "-", "-", 0, measured(dataset, drawn), 0.0, drawn)
     for method in methods:
         for kind in method.denoisers:
-            count = fewer if method.slow else samples
             known = networks if kind == "learned" else None
-            row = run(method, dataset, count, seed, known)
-            yield row._replace(method=f"{row.method} ({count})") if method.slow else row
+            yield run(method, dataset, samples, seed, known)
 
 
-def film(
-    dataset: DataSet,
-    methods: Iterable[Method],
-    samples: int,
-    seed: int,
-    networks: Networks,
-) -> dict[str, Tensor]:
-    """Return all states of each method by its name, (states, n, D), as `unit` has them."""
-    paths = {}
-    for method in methods:
-        _, path = states(method, dataset, min(samples, dataset.filmed), seed, networks)
-        sigmas = method.levels_of_states()
-        paths[method.name] = torch.stack([unit(y, s) for y, s in zip(path, sigmas)])
-    return paths
-
-
-# What is printed
-
-
-def show(fields: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    """Print a Markdown table, each row as soon as it is there."""
-    for cells in chain([fields, ["---"] * len(fields)], rows):
-        print(f"| {' | '.join(map(str, cells))} |", flush=True)
+def show(rows: Iterable[Sequence[object]]) -> None:
+    """Print a Markdown table, its columns first, each row as soon as it is there."""
+    for k, row in enumerate(rows):
+        print(f"| {' | '.join(map(str, row))} |", flush=True)
+        if k == 0:
+            print("|" + "---|" * len(row))
 
 
 def over(values: Iterable[float], digits: int) -> str:
@@ -166,23 +131,15 @@ def over_runs(runs: Iterable[Iterable[float]], digits: Iterable[int]) -> list[st
     return [over(values, d) for values, d in zip(zip(*runs), digits)]
 
 
-def names(dataset: Any) -> list[str]:
-    """Return the names of a data set's measures."""
-    return [measure.name for measure in dataset.measures]
-
-
-def digits(dataset: Any) -> list[int]:
-    """Return the digits of a data set's measures."""
-    return [measure.digits for measure in dataset.measures]
-
-
 def columns(dataset: Any) -> list[str]:
     """Return the columns of the table of methods."""
-    return ["method", "denoiser", "steps", "evaluations", *names(dataset), "seconds"]
+    names = [measure.name for measure in dataset.measures]
+    return ["method", "denoiser", "steps", "evaluations", *names, "seconds"]
 
 
 def cells(same: Sequence[Row], dataset: DataSet) -> list[object]:
     """Return the cells of one method's rows over seeds; of the seconds the median."""
     seconds = median(row.seconds for row in same)
-    measures = over_runs((row.measures for row in same), digits(dataset))
+    digits = (measure.digits for measure in dataset.measures)
+    measures = over_runs((row.measures for row in same), digits)
     return [*same[0][:4], *measures, f"{seconds:.1f}"]

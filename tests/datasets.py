@@ -1,5 +1,6 @@
 """What several tests of the comparison use: its data sets, and denoisers."""
 
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -14,7 +15,7 @@ X_START = torch.tensor([-1.0, 0.5, 0.0, 2.0, 1.0, -1.0, 2.0, 1.0])
 @cache
 def dataset(name):
     """A data set of homer.png, drawn once for all tests; of pictures a few are fitted."""
-    return pictures()._replace(fitted=12) if name == "pictures" else points()
+    return replace(pictures(), fitted=12) if name == "pictures" else points()
 
 
 @cache
@@ -22,7 +23,7 @@ def tiny(name):
     """A data set of a few data."""
     if name == "pictures":
         return pictures(side=16, count=20)
-    return dataset(name)._replace(data=dataset(name).data[::100])
+    return replace(dataset(name), data=dataset(name).data[::100])
 
 
 def number(x):

@@ -13,7 +13,7 @@ from comparison.dataset import measured
 from comparison.denoisers import VELOCITY, Exact
 from comparison.levels import geometric, karras, linear, respaced, unit
 from comparison.samplers import ddim, ddpm, heun, langevin, normal_like
-from comparison.tables import TABLES, weights
+from comparison.tables import TABLES, trainings
 from comparison.training import load
 from diffusion import forward, noise_schedule
 from tests.common import ROOT, double, seeded_by
@@ -77,9 +77,9 @@ def replayed(x, seed, count):
 
 
 def test_the_data_are_the_drawing_and_the_committed_network(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "PAGE", tmp_path / "weights.js")
-    assert len([*TABLES["play"].rows(1)]) == 1
-    assert filecmp.cmp(weights.PAGE, ROOT / "docs" / "weights.js", shallow=False)
+    monkeypatch.setattr(trainings, "PAGE", tmp_path / "weights.js")
+    assert len([*TABLES["play"](1)]) == 2
+    assert filecmp.cmp(trainings.PAGE, ROOT / "docs" / "weights.js", shallow=False)
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "flow", "langevin"])

@@ -1,14 +1,9 @@
 """Print the tables of docs/comparison.md: `python -m comparison.tables [NAME]`."""
 
 import argparse
-import os
-import sys
-
-if __name__ == "__main__" and "ipykernel" not in sys.modules:
-    os.environ["MPLBACKEND"] = "agg"  # whatever a notebook's `!` command inherits
 
 from comparison.rows import show
-from comparison.tables import TABLES, pictures, points, weights  # noqa: F401
+from comparison.tables import TABLES, pictures, points, trainings  # noqa: F401
 from main import command, number
 
 
@@ -22,10 +17,12 @@ def main() -> None:
     seeds = {"type": number(int, 1, 100), "default": 3}
     parser.add_argument("--seeds", help="seeds of each figure (default: 3)", **seeds)
     args = parser.parse_args()
-    for name, table in TABLES.items():
-        if args.name == name or (args.name is None and not table.training):
-            print(f"{name}: {table.rows.__doc__}\n", flush=True)
-            show(table.columns, table.rows(args.seeds))
+    for name, rows in TABLES.items():
+        if name == args.name or not (
+            args.name or rows.__module__ == trainings.__name__
+        ):
+            print(f"{name}: {rows.__doc__}\n", flush=True)
+            show(rows(args.seeds))
             print()
 
 

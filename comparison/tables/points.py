@@ -1,88 +1,83 @@
 """The tables about points. Seeds are those of training and of sampling."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from comparison import denoisers, levels, objectives, samplers
 from comparison.dataset import draw_noise, measured, seeded
-from comparison.denoisers import (
-    HYBRID,
-    Exact,
-    best_variance,
-    learned_variance,
-)
-from comparison.levels import geometric, linear, respaced
+from comparison.denoisers import Denoiser
 from comparison.measures import share_near
-from comparison.methods import chosen
-from comparison.networks import PointNetwork
-from comparison.objectives import (
-    bound_terms,
-    denoising,
-    score_matching,
-    uniform_level,
-)
-from comparison.rows import columns, digits, names, over, over_runs
-from comparison.samplers import ddpm
-from comparison.tables import Rows, dataset, drawn_by, network, over_seeds, tabled
+from comparison.rows import chosen, over_runs
+from comparison.tables import Rows, dataset, network, over_seeds, tabled
 from comparison.training import RECIPES, fit, train
 
 DATA = dataset("points")
 SAMPLES = DATA.samples
-DIGITS = digits(DATA)
+NAMES, DIGITS = zip(*((measure.name, measure.digits) for measure in DATA.measures))
 
 
-def _noise(seed: int, count: int = SAMPLES) -> Tensor:
+def _noise(seed: int, count: int) -> Tensor:
     return draw_noise(DATA, count, seeded(DATA, seed))
 
 
-@tabled("2,000 draws from", *names(DATA))
+def _drawn(denoiser: Denoiser, sigmas: Tensor, seed: int, **how: Any) -> Tensor:
+    how["generator"] = seeded(DATA, seed)
+    y = sigmas[0].item() * draw_noise(DATA, SAMPLES, how["generator"])
+    return samplers.last(samplers.ddpm(denoiser, sigmas, y, **how))
+
+
+@tabled
 def references(seeds: int) -> Rows:
     """Ten draws of fresh data, of noise, and of what the Frechet distance cannot tell."""
+    yield ["2,000 draws from", *NAMES]
     factor = torch.linalg.cholesky(DATA.data.T.cov())
     draws: dict[str, Callable[[int], Tensor]] = {
         "fresh data": partial(DATA.draw, SAMPLES),
-        "noise": _noise,
-        "N(its mean, its covariance)": lambda seed: _noise(seed) @ factor.T,
+        "noise": partial(_noise, count=SAMPLES),
+        "N(its mean, its covariance)": lambda seed: _noise(seed, SAMPLES) @ factor.T,
     }
     for name, draw in draws.items():
         runs = (measured(DATA, draw(seed)) for seed in range(10))
         yield [name, *over_runs(runs, DIGITS)]
 
 
-@tabled(*columns(DATA))
+@tabled
 def points(seeds: int) -> Rows:
     """The command's table: all methods, two networks for all."""
     yield from over_seeds(DATA, chosen(DATA), seeds)
 
 
-@tabled(*columns(DATA))
+@tabled
 def own(seeds: int) -> Rows:
     """The survey's tables 1 and 2: each method with the network that its paper trains."""
-    wanted = ["ddpm-linear", "ddpm-cosine", "ddim-linear", "ddim-cosine"]
-    wanted += ["langevin", "langevin-denoised", "ve-pc", "vp-em", "heun"]
-    wanted += ["edm", "rectified-flow"]
-    yield from over_seeds(DATA, chosen(DATA, wanted, own=True), seeds, ("fresh data",))
+    others = "ddpm-posterior", "ddpm-learned", "ddpm-stale-alphas", "ddim-karras"
+    methods = [method for method in DATA.methods if method.name not in others]
+    yield from over_seeds(DATA, methods, seeds, ["fresh data"])
 
 
-@tabled("denoiser", "variance", *names(DATA), "bound, t = 2..50, nats/dim")
+@tabled
 def covariance(seeds: int) -> Rows:
     """Learned covariance, (20): DDPM 50 with each variance, and the bound's terms, (16)."""
-    levels = respaced(linear(), 50)
+    yield ["denoiser", "variance", *NAMES, "bound, t = 2..50, nats/dim"]
+    sigmas, exact = levels.respaced(levels.linear(), 50), denoisers.Exact(DATA.data)
 
     def run(kind: str, name: str, seed: int) -> list[float]:
         if kind == "exact":
-            denoiser = Exact(DATA.data)
-            own_variance = best_variance(denoiser)
+            denoiser, own_variance = exact, denoisers.best_variance(exact)
         else:
             trained = network("points", seed, "hybrid")
-            denoiser = HYBRID.denoiser(trained)
-            own_variance = learned_variance(trained, levels)
+            denoiser = denoisers.HYBRID.denoiser(trained)
+            own_variance = denoisers.learned_variance(trained, sigmas)
         variance = {"beta": "beta", "beta~": "posterior"}.get(name, own_variance)
-        terms = bound_terms(denoiser, levels, DATA.data, variance, seeded(DATA, seed))
-        drawn = drawn_by(ddpm, denoiser, levels, seed, variance=variance)
+        of = denoiser, sigmas, DATA.data, variance, seeded(DATA, seed)
+        terms = objectives.bound_terms(*of)
+        drawn = _drawn(denoiser, sigmas, seed, variance=variance)
         return [*measured(DATA, drawn), terms.sum().item()]
 
     for kind, own_name in (("exact", "the best"), ("learned", "learned")):
@@ -91,59 +86,57 @@ def covariance(seeds: int) -> Rows:
             yield [kind, name, *over_runs(runs, (*DIGITS, 3))]
 
 
-@tabled("within half a pixel", "coverage of seen points", "of unseen", "precision")
+@tabled
 def half(seeds: int) -> Rows:
     """Trained on every second point: what is covered of those seen and of the others."""
+    yield "within half a pixel", "coverage of seen points", "of unseen", "precision"
     seen, unseen = DATA.data[::2], DATA.data[1::2]
-    part = DATA._replace(data=seen)
+    part, line = replace(DATA, data=seen), levels.linear()
 
-    def blurred_points(seed: int) -> Tensor:
-        generator = seeded(DATA, seed)
-        index = torch.randint(len(seen), (SAMPLES,), generator=generator)
-        return seen[index] + 0.3 * DATA.pixel * draw_noise(DATA, SAMPLES, generator)
+    def blurred(seed: int) -> Tensor:
+        noise = 0.3 * DATA.pixel * _noise(1000 + seed, SAMPLES)
+        return part.draw(SAMPLES, seed) + noise
 
-    def network_draws(seed: int) -> Tensor:
-        denoiser = RECIPES["points"].target.denoiser(fit("points", part, seed=seed))
-        return drawn_by(ddpm, denoiser, linear(), seed)
+    def learned(seed: int) -> Tensor:
+        trained = fit("points", part, seed=seed)
+        return _drawn(RECIPES["points"].target.denoiser(trained), line, seed)
 
-    ways = {
-        "network": network_draws,
-        "exact score of the seen": partial(drawn_by, ddpm, Exact(seen), linear()),
-        "the seen, blurred by 0.3 px": blurred_points,
+    draws: dict[str, Callable[[int], Tensor]] = {
+        "network": learned,
+        "exact score of the seen": partial(_drawn, denoisers.Exact(seen), line),
+        "the seen, blurred by 0.3 px": blurred,
         "fresh data": partial(DATA.draw, SAMPLES),
     }
-    for name, way in ways.items():
+    for name, draw in draws.items():
         runs = []
-        for drawn in map(way, range(seeds)):
+        for drawn in map(draw, range(seeds)):
             pairs = ((seen, drawn), (unseen, drawn), (drawn, DATA.data))
-            runs.append([100 * share_near(*pair, DATA.pixel / 2) for pair in pairs])
+            runs.append([share_near(*pair, DATA.pixel / 2) for pair in pairs])
         yield [name, *over_runs(runs, (1, 1, 1))]
 
 
-@tabled("objective", "error, share of the score's square", "loss at the end", "seconds")
+@tabled
 def matching(seeds: int) -> Rows:
     """Score matching three ways at one level, sigma = 0.3, and where it has no minimum."""
-    sigma = 0.3
-    exact = Exact(DATA.data)
+    yield "objective", "error, share of the score's square", "last loss", "seconds"
+    sigma, exact = 0.3, denoisers.Exact(DATA.data)
+    trace = partial(objectives.score_matching, sigma)
     ways = {
-        "denoising, (32)": denoising(uniform_level(geometric(1, sigma, sigma))),
-        "exact trace, (41)": score_matching(sigma, blur=sigma),
-        "sliced, (42)": score_matching(sigma, blur=sigma, sliced=True),
-        "exact trace, on the points themselves": score_matching(sigma, blur=0),
+        "denoising, (32), as L_simple": objectives.simple(lambda u: 0 * u + sigma),
+        "exact trace, (41)": trace(blur=sigma),
+        "sliced, (42)": trace(blur=sigma, sliced=True),
+        "exact trace, on the points themselves": trace(blur=0),
     }
     for name, objective in ways.items():
-        errors, losses, seconds = [], [], []
+        runs = []
         for seed in range(seeds):
-            trained = PointNetwork(seed=seed)
-            began = perf_counter()
+            trained, began = RECIPES["simple"].untrained(seed), perf_counter()
             loss = train(trained, objective, DATA.data, steps=2000, seed=seed)
-            seconds.append(perf_counter() - began)
+            seconds = perf_counter() - began
             x = DATA.data.repeat(10, 1)
-            x = x + sigma * _noise(seed, len(x))
-            level = x.new_tensor(sigma)
+            x, level = x + sigma * _noise(seed, len(x)), x.new_tensor(sigma)
             true = (x - exact(x, level)) / level
             with torch.no_grad():
-                off = (trained(x, level) - true).square().mean()
-            errors.append((off / true.square().mean()).item())
-            losses.append(loss[-300:].mean().item())
-        yield [name, over(errors, 3), over(losses, 2), f"{min(seconds):.0f}"]
+                off = (trained(x, level) - true).square().mean() / true.square().mean()
+            runs.append((off.item(), loss[-300:].mean().item(), seconds))
+        yield [name, *over_runs(runs, (3, 2, 0))]

@@ -1,0 +1,63 @@
+"""The tables that train for long, made only by name; and the files they leave."""
+
+from base64 import b64encode
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+
+from comparison.rows import chosen
+from comparison.tables import Rows, dataset, network, over_seeds, tabled
+from comparison.tables.pictures import DDIM, FITTED, MANY
+from comparison.training import RECIPES, fit, load, save, trained_on
+
+PAGE = Path(__file__).parents[2] / "docs" / "weights.js"
+
+
+@tabled
+def weights(seeds: int) -> Rows:
+    """Train the commands' networks, and write their weights; files at hand are kept."""
+    yield "network", "seconds of training"
+    for name, data in (("points",) * 2, ("hybrid", "points"), ("pictures",) * 2):
+        those, began = dataset(data), perf_counter()
+        if not load(name, those):
+            trained = fit(name, those, steps=RECIPES[name].committed)
+            save(name, trained, trained_on(name, those))
+            yield name, f"{perf_counter() - began:.0f}"
+
+
+@tabled
+def play(seeds: int) -> Rows:
+    """Write what docs/play.html plays: the drawing's pixels, and the points' network."""
+    yield "file", "bytes"
+    points = dataset("points")
+    # Columns and rows, from below, of the grid of 150, as `image_to_vector` scales them.
+    corner = points.data.new_tensor([3.0, 2.0])
+    grid = ((points.centre + points.scale * points.data + corner) * 25).round()
+    parameters = network("points", 0, "points").state_dict().values()
+    parts = {
+        "DRAWING": grid.numpy().astype("u1").tobytes(),
+        "NETWORK": b"".join(x.numpy().astype("<f4").tobytes() for x in parameters),
+    }
+    text = "// Written by `python -m comparison.tables play`.\n"
+    for name, data in parts.items():
+        text += f'const {name} =\n  "{b64encode(data).decode()}";\n'
+    PAGE.write_text(text)
+    yield f"docs/{PAGE.name}", len(text)
+
+
+@tabled
+def second(seeds: int) -> Rows:
+    """The command's learned rows with a network as the committed, of another seed."""
+    faces = replace(dataset("pictures"), fitted=FITTED, samples=MANY)
+    other = network("pictures", 1, "pictures", RECIPES["pictures"].committed)
+    methods = [method for method in chosen(faces) if "learned" in method.denoisers]
+    yield from over_seeds(faces, methods, seeds, (), lambda _: other)
+
+
+@tabled
+def copies(seeds: int) -> Rows:
+    """A control: the same network trained on 50 pictures, held against 50 others too."""
+    faces = dataset("pictures")
+    few = replace(faces, data=faces.data[:50], fresh=faces.fresh[:50], samples=MANY)
+    rows, copier = (few, [DDIM["50"]], seeds, ["fresh data"]), fit("pictures", few)
+    yield from over_seeds(*rows, lambda _: copier)
