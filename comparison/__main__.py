@@ -33,9 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(argv)
     names = [*REFERENCES, *dict.fromkeys(m.name for m in KINDS[args.data].methods)]
-    for name in args.methods or ():
-        if name not in names:
-            parser.error(f"--methods of {args.data}: {', '.join(names)}; got {name}")
+    if unknown := {*(args.methods or ())} - {*names}:
+        parser.error(f"{args.data} has no {unknown.pop()}, but {', '.join(names)}")
     png, gif = (args.output / f"{args.data}.{kind}" for kind in ("png", "gif"))
     fitting = {"steps": args.train_steps, "seed": args.seed if args.train else 0}
     try:

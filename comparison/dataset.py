@@ -11,9 +11,8 @@ from torch import Tensor
 
 
 class Measure(NamedTuple):
-    """One column of a data set's table: how far samples, (m, D), are from the data.
-
-    of: called (data set, samples). meaning: one line, with the direction that is better.
+    """A column of a data set's table: how far samples, (m, D), are from the data; `of` is
+    called (data set, samples), and the meaning ends with the direction that is better.
     """
 
     name: str

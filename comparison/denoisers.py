@@ -84,22 +84,21 @@ DISPLACEMENT = Target(
 HYBRID = Target(NOISE.of, lambda output, y, sigma: y - sigma * output.chunk(2, 1)[0])
 
 
-def beta(here: Tensor, there: Tensor) -> Tensor:
-    """Return the variance of a reverse step in y that is sigma_t^2 = beta_t of a paper."""
+# Called (y, here, there), a variance of a reverse step returns s^2: (), (B, 1) or (B, D).
+Variance = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def beta(y: Tensor, here: Tensor, there: Tensor) -> Tensor:
+    """Return s^2 in y for sigma_t^2 = beta_t of a paper."""
     return (1 + there**2) * (here**2 - there**2) / (1 + here**2)
 
 
-def posterior(here: Tensor, there: Tensor) -> Tensor:
-    """Return the variance of q(y at there | y at here, x_0): sigma_t^2 = beta~_t."""
+def posterior(y: Tensor, here: Tensor, there: Tensor) -> Tensor:
+    """Return s^2 in y for sigma_t^2 = beta~_t: the variance of q(y there | y here, x_0)."""
     return there**2 * (here**2 - there**2) / here**2
 
 
-# Called (y, here, there), a variance returns s^2: (), (B, 1) or (B, D).
-Variance = Callable[[Tensor, Tensor, Tensor], Tensor]
-NAMED: dict[str, Variance] = {
-    "beta": lambda y, here, there: beta(here, there),
-    "posterior": lambda y, here, there: posterior(here, there),
-}
+NAMED = {"beta": beta, "posterior": posterior}
 
 
 def interpolated(v: Tensor, above: Tensor, here: Tensor, there: Tensor) -> Tensor:
@@ -109,8 +108,10 @@ def interpolated(v: Tensor, above: Tensor, here: Tensor, there: Tensor) -> Tenso
     `here`, which only this needs.
     """
     first = (there == 0).to(v.dtype)
-    small = first * posterior(above, here) / (1 + here**2) + posterior(here, there)
-    return torch.exp(v * beta(here, there).log() + (1 - v) * small.log())
+    small = posterior(v, here, there) + first * posterior(v, above, here) / (
+        1 + here**2
+    )
+    return torch.exp(v * beta(v, here, there).log() + (1 - v) * small.log())
 
 
 def learned_variance(network: Denoiser, levels: Tensor) -> Variance:
@@ -132,6 +133,6 @@ def best_variance(exact: Exact) -> Variance:
 
     def variance(y: Tensor, here: Tensor, there: Tensor) -> Tensor:
         weight = 1 - (there / here).square()
-        return posterior(here, there) + weight.square() * exact.variance(y, here)
+        return posterior(y, here, there) + weight.square() * exact.variance(y, here)
 
     return variance

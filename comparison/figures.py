@@ -1,7 +1,4 @@
-"""What one looks at: clouds, films, mosaics. It draws, and prints nothing.
-
-What is in the plane is drawn on the axes of `main.py`'s film.
-"""
+"""Clouds, mosaics and films. What is in the plane is on the axes of `main.py`'s film."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -91,10 +88,8 @@ def plot_clouds(columns: Sequence[Sequence[tuple[str, Tensor]]]) -> Figure:
 def frames(
     paths: Mapping[str, Sequence[Tensor]], count: int = 48
 ) -> list[dict[str, Tensor]]:
-    """Return evenly spaced states of paths, (n, D) each, by title, with their step.
-
-    A state of more than unit variance is reduced to it: x_t of the variance-preserving
-    process, or nearly.
+    """Return evenly spaced states of paths, (n, D) each, by title, with their step; those
+    of more than unit variance are reduced to it, as x_t of VP processes are, or nearly.
     """
     shown = []
     for share in np.linspace(0, 1, count):
@@ -127,9 +122,8 @@ def cloud_sheets(
 
 
 def mosaic(x: Tensor, columns: int, scale: int = 1) -> np.ndarray:
-    """Return pictures, (n, side^2), as one of uint8 greys, row by row on a grid.
-
-    What is blacker than ink or whiter than paper is drawn as ink or paper.
+    """Return pictures, (n, side^2), as one of uint8 greys on a grid, row by row, -1 and
+    below as black, 1 and above as white.
     """
     side, rows = math.isqrt(x.shape[1]), math.ceil(len(x) / columns)
     greys = ((x.cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -26,12 +26,9 @@ def sliced(samples: Tensor, points: Tensor, directions: int = 32) -> float:
     along = torch.stack([angles.cos(), angles.sin()])
     a, b = ((x.double() @ along).T.contiguous().sort(1)[0] for x in (samples, points))
     ends = torch.cat([a, b], dim=1).sort(dim=1)[0]
-    below_a, below_b = (
-        torch.searchsorted(x, ends[:, :-1].contiguous(), right=True) / x.shape[1]
-        for x in (a, b)
-    )
-    area = (below_a - below_b).abs() * ends.diff(dim=1)
-    return area.sum(dim=1).mean().item()
+    inner = ends[:, :-1].contiguous()
+    p, q = (torch.searchsorted(x, inner, right=True) / x.shape[1] for x in (a, b))
+    return ((p - q).abs() * ends.diff(dim=1)).sum(dim=1).mean().item()
 
 
 def nearest(these: Tensor, those: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,14 +93,11 @@ class Attention(nn.Module):
 class UNet(nn.Module):
     """A U-Net on square pictures, after Ho et al. (2020) and the survey, but smaller.
 
-    Beside each pixel stand its row and its column, from -1 to 1 (Liu et al., 2018). On the
-    way down, each resolution has a block, and a strided convolution leads to the next. In
-    the middle, self-attention is between two blocks. On the way up, each resolution has
-    two blocks, each of them is given, concatenated, a state of the way down, the last one
-    first, and a convolution of the doubled pixels leads to the next.
-
-    channels: of each resolution, the highest first; multiples of 8, the groups of each
-    GroupNorm.
+    Beside each pixel stand its row and its column, from -1 to 1 (Liu et al., 2018). Each
+    resolution has a block on the way down and two on the way up, which are given all states
+    of the way down, the last one first. Between resolutions are strided convolutions, and
+    convolutions of doubled pixels; in the middle, self-attention between two blocks.
+    channels: of each resolution, the highest first; multiples of 8, GroupNorm's groups.
     """
 
     def __init__(self, channels: Sequence[int] = (16, 32, 64, 64)) -> None:
@@ -119,11 +116,8 @@ class UNet(nn.Module):
             down.append(Block(width, outputs, level))
             width = outputs
             skips.append(width)
-        middle = (
-            Block(width, width, level),
-            Attention(width),
-            Block(width, width, level),
-        )
+        before, after = (Block(width, width, level) for _ in range(2))
+        middle = before, Attention(width), after
         for depth, outputs in reversed([*enumerate(channels)]):
             for _ in range(2):
                 up.append(Block(width + skips.pop(), outputs, level))

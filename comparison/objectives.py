@@ -58,9 +58,8 @@ def simple(quantiles: Quantiles, target: Target = NOISE) -> Objective:
 def hybrid(levels: Tensor, weight: float = 1e-3) -> Objective:
     """L_hybrid, (25): L_simple + weight L_vlb, for a network of outputs (eps, v).
 
-    L_vlb is T times the term of (16) of the t drawn, in nats per dimension, with the
-    variance (20) that v makes; t = 1 gives -log p(x_0 | x_1). The mean's gradient is
-    stopped, so L_vlb trains v alone.
+    L_vlb is T times the term of (16) of the t drawn, -log p(x_0 | x_1) for t = 1, in nats
+    per dimension, with the variance (20). The mean has no gradient: L_vlb trains v alone.
     """
     steps = len(levels) - 1
 
@@ -75,7 +74,7 @@ def hybrid(levels: Tensor, weight: float = 1e-3) -> Objective:
         share = 1 - (there / here).square()
         mean = y + share * (x_start - y)
         mean_theta = y - share * here * output.detach()
-        small = posterior(here, there).where(there > 0, 1.0)
+        small = posterior(y, here, there).where(there > 0, 1.0)
         kl = gaussian_kl(mean, small, mean_theta, variance)
         likelihood = Normal(mean_theta, variance.sqrt(), validate_args=False)
         term = kl.where(there > 0, -likelihood.log_prob(x_start).double())
@@ -127,7 +126,7 @@ def bound_terms(
     for t in range(2, len(levels)):
         here, there = levels[-t - 1].to(data), levels[-t].to(data)
         y = data + here * normal_like(data, generator)
-        share, small = 1 - (there / here).square(), posterior(here, there)
+        share, small = 1 - (there / here).square(), posterior(y, here, there)
         mean, mean_theta = (y + share * (x - y) for x in (data, denoiser(y, here)))
         terms.append(gaussian_kl(mean, small, mean_theta, of(y, here, there)).mean())
     return torch.stack(terms)

@@ -27,9 +27,8 @@ REFERENCES: dict[str, Callable[[DataSet, int, int], Tensor]] = {
 
 
 def chosen(dataset: DataSet, names: Collection[str] | None = None) -> list[Method]:
-    """Return a data set's methods of these names, or without names all that are not slow.
-
-    Each has the data set's network, but those that learn the variance their own.
+    """Return a data set's methods of these names, or without names all that are not slow;
+    each with the data set's network, but those that learn the variance with their own.
     """
     return [
         method if method.learns_variance else method._replace(own=dataset.name)
@@ -52,9 +51,8 @@ class Counted:
 def states(
     method: Method, dataset: DataSet, samples: int, seed: int, networks: Networks | None
 ) -> tuple[Counted, Iterator[Tensor]]:
-    """Return what is evaluated, counted, and the states y, (samples, D) each.
-
-    networks: None for the exact denoiser.
+    """Return what is evaluated, counted, and the states y, (samples, D) each; networks is
+    None for the exact denoiser.
     """
     generator, options = seeded(dataset, seed), {}
     if networks:
@@ -97,10 +95,8 @@ def table(
     networks: Networks,
     references: Iterable[str] = REFERENCES,
 ) -> Iterator[Row]:
-    """Yield the rows of the references and of the methods.
-
-    Every row starts from the same seed, so that rows can be compared more finely than
-    their spread over seeds says.
+    """Yield the rows of the references and of the methods, all from the same seed, so that
+    rows can be compared more finely than their spread over seeds says.
     """
     for name in references:
         drawn = REFERENCES[name](dataset, samples, seed)
@@ -114,9 +110,8 @@ def table(
 def show(rows: Iterable[Sequence[object]]) -> None:
     """Print a Markdown table, its columns first, each row as soon as it is there."""
     for k, row in enumerate(rows):
-        print(f"| {' | '.join(map(str, row))} |", flush=True)
-        if k == 0:
-            print("|" + "---|" * len(row))
+        rule = "" if k else "\n|" + "---|" * len(row)
+        print(f"| {' | '.join(map(str, row))} |{rule}", flush=True)
 
 
 def over(values: Iterable[float], digits: int) -> str:

@@ -84,7 +84,7 @@ def ddpm_stale_alphas(
     rows = [*kept_rows(len(levels) - 1, kept).tolist(), len(levels) - 1]
     for row, below in pairwise(rows):
         here, there = levels[row], levels[row + 1]
-        x_start, s2 = denoiser(y, here), beta(here, there) * (there > 0)
+        x_start, s2 = denoiser(y, here), beta(y, here, there) * (there > 0)
         y = step(x_start, y, (there / here) ** 2, s2, generator)
         y = y * ((1 + levels[below] ** 2) / (1 + there**2)).sqrt()
         yield y
@@ -107,7 +107,7 @@ def ddim(
     """
     yield y
     for here, there in pairwise(levels.to(y)):
-        s2 = eta**2 * posterior(here, there)
+        s2 = eta**2 * posterior(y, here, there)
         ratio = (there**2 - s2).sqrt() / here
         y = step(denoiser(y, here), y, ratio, s2, generator)
         yield y
@@ -115,9 +115,8 @@ def ddim(
 
 @torch.no_grad()
 def encode(denoiser: Denoiser, levels: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """Run DDIM backwards, from data to noise: x_0 first.
-
-    Each step takes D where it starts, and the first, which starts at 0, where it ends.
+    """Run DDIM backwards, from data, which come first, to noise; each step takes D where it
+    starts, and the first, which starts at 0, where it ends.
     """
     yield y
     for here, there in pairwise(levels.to(y).flip(0)):
@@ -145,7 +144,7 @@ def inpaint(
     yield y
     for here, there in pairwise(levels.to(y)):
         y = torch.where(given, known + here * normal_like(y, generator), y)
-        x_start, s2 = denoiser(y, here), posterior(here, there)
+        x_start, s2 = denoiser(y, here), posterior(y, here, there)
         y = step(x_start, y, (there / here) ** 2, s2, generator)
         yield y if there > 0 else torch.where(given, known, y)
 

@@ -70,10 +70,8 @@ WEIGHTS = Path(__file__).with_name("weights")
 
 
 class Recipe(NamedTuple):
-    """How a network is trained: its objective, and what its output is.
-
-    network: makes it. steps: of a training; committed: of the weights at hand, if
-    they had more. options: of `train`.
+    """How a network is trained, and what its output is; options are those of `train`, and
+    committed the steps of the weights at hand, if they had more.
     """
 
     objective: Objective

@@ -126,8 +126,8 @@ def test_one_datum_is_the_chain_of_the_vector():
         mean, variance = posterior_mean_variance(datum, x_t, t, *SCHEDULE)
         x_start = Exact(datum[None])(y, here)
         close(signal * step(x_start, y, (there / here) ** 2, 0 * here, None), mean)
-        close(signal**2 * denoisers.posterior(here, there), variance)
-        close(signal**2 * denoisers.beta(here, there), 1 - ALPHAS[t])
+        close(signal**2 * denoisers.posterior(y, here, there), variance)
+        close(signal**2 * denoisers.beta(y, here, there), 1 - ALPHAS[t])
 
 
 @pytest.mark.parametrize("kept", [2, 50, 1000])

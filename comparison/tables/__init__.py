@@ -44,9 +44,8 @@ def over_seeds(
     references: Sequence[str] = [*REFERENCES],
     networks: Networks | None = None,
 ) -> Rows:
-    """Yield the columns, and the rows of references and methods over seeds.
-
-    networks: None for those of a training by each seed.
+    """Yield the columns, and the rows of references and methods over seeds; networks is
+    None for those of a training by each seed.
     """
     yield columns(of)
     runs = []

@@ -18,9 +18,8 @@ def main() -> None:
     parser.add_argument("--seeds", help="seeds of each figure (default: 3)", **seeds)
     args = parser.parse_args()
     for name, rows in TABLES.items():
-        if name == args.name or not (
-            args.name or rows.__module__ == trainings.__name__
-        ):
+        quick = rows.__module__ != trainings.__name__
+        if name == args.name or (quick and not args.name):
             print(f"{name}: {rows.__doc__}\n", flush=True)
             show(rows(args.seeds))
             print()

@@ -29,9 +29,8 @@ def pictures(seeds: int) -> Rows:
 
 @tabled
 def survey(seeds: int) -> Rows:
-    """The survey's tables 1 and 2, and what it could not compare, from 100 samples.
-
-    All networks have the steps of the shorter training.
+    """The survey's tables 1 and 2, and what it could not compare, from 100 samples, all
+    networks with the steps of the shorter training.
     """
     faces = dataset("pictures")
     yield ["method", "network", "steps", *columns(faces)[4:]]
@@ -39,10 +38,8 @@ def survey(seeds: int) -> Rows:
     def networks(name):
         return network("pictures", 0, name, RECIPES[name].steps)
 
-    methods = []
-    for schedule, kept, name in product(
-        ("linear", "cosine"), (1000, 50), ("ddpm", "ddim")
-    ):
+    methods, names = [], ("ddpm", "ddim")
+    for schedule, kept, name in product(("linear", "cosine"), (1000, 50), names):
         row = levels.respaced(getattr(levels, schedule)(), kept)
         words = f"{name}-{schedule}", f"{kept}", row, getattr(samplers, name)
         for clip in (GREYS, None):
