@@ -1,8 +1,9 @@
 """The models of the field on data made of the same drawing, beside the exact score.
 
 To be read in this order: `levels` (how noise is added), `denoisers` (what estimates x_0),
-`samplers` (one step), `objectives`, `networks` and `training` (how a denoiser is learned),
-`dataset` with `measures`, `points` and `pictures`, and `rows` (the table). All is in one
-coordinate, y = x_0 + sigma eps. Equation numbers are those of R. Cerizza, G. Savazzi,
-T. Barbera, "Diffusion Models" (2023).
+`samplers` (one step), `measures`, `dataset` with `points` and `pictures` (what is drawn
+from), `networks`, `objectives` and `training` (how a denoiser is learned), `rows` (the
+table), `figures`, `tables`. A new method is a generator in `samplers` and a `Method` in
+`points` or `pictures`. All is in one coordinate, y = x_0 + sigma eps. Numbers in brackets
+are those of R. Cerizza, G. Savazzi, T. Barbera, "Diffusion Models" (2023), the survey.
 """

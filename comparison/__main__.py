@@ -18,7 +18,7 @@ from comparison.dataset import Row
 from comparison.figures import frames, save_gif, save_png
 from comparison.points import HOMER
 from comparison.rows import DATASETS, REFERENCES
-from comparison.training import RECIPES, fit, load
+from comparison.training import fit, load
 from main import check_output, command, number
 
 # What a data set has before its picture is read.
@@ -26,10 +26,7 @@ KINDS = {name: get_type_hints(make)["return"] for name, make in DATASETS.items()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the comparison as the command line asks: table, figure, film.
-
-    Bad input ends with status 2 and one line on standard error, before any work.
-    """
+    """Run the comparison as the command line asks: table, figure, film."""
     parser = _parser()
     args = parser.parse_args(argv)
     names = [*REFERENCES, *dict.fromkeys(m.name for m in KINDS[args.data].methods)]
@@ -90,7 +87,6 @@ def _parser() -> argparse.ArgumentParser:
     devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     known = dict.fromkeys(m.name for kind in KINDS.values() for m in kind.methods)
     counts = ", ".join(f"{kind.samples} {name}" for name, kind in KINDS.items())
-    brief, whole = RECIPES["pictures"].steps, RECIPES["pictures"].committed
     samples, steps = number(int, 2, 100_000), number(int, 1, 1_000_000)
     switch: dict[str, Any] = {"action": "store_true"}
     meaning = "what a training example is: points (each point) or pictures"
@@ -100,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     flag("--image", "picture to learn", HOMER, type=Path)
     flag("--fit", "find the drawing, dark or light, and crop to it", **switch)
     flag("--samples", f"what to draw for each row (default: {counts})", type=samples)
-    meaning = f"train anew; pictures for {brief:,} steps, not the weights' {whole:,}"
+    meaning = "train anew, for pictures in fewer steps than the weights at hand"
     flag("--train", meaning, **switch)
     flag("--train-steps", "steps of a training (default: its recipe's)", type=steps)
     meaning = "of sampling, with --train of training too"

@@ -25,17 +25,17 @@ class Method(NamedTuple):
     """A sampler on its levels: a row of the table for each of its denoisers.
 
     With the exact denoiser it shows what the sampler loses, with a network what learning
-    loses. own: the recipe of the network that its paper trains. box: it starts uniform in
-    a box of half-side levels[0], not from N(0, levels[0]^2 I). clip: where a network's
-    estimate of x_0 is kept. learns_variance: its variance is the denoiser's own. slow: it
-    is run only if asked for. filmed: the data set's film shows it.
+    loses. own: the recipe of the network that its paper trains, if any; the command uses
+    the data set's. box: it starts uniform in a box of half-side levels[0], not from N(0,
+    levels[0]^2 I). clip: where a network's estimate of x_0 is kept. learns_variance: its
+    variance is the denoiser's own. slow: it is run only if asked for. filmed: in the film.
     """
 
     name: str
     steps: str
     levels: Tensor
     sampler: Callable[..., Iterator[Tensor]]
-    own: str
+    own: str = ""
     box: bool = False
     clip: tuple[float, float] | None = None
     learns_variance: bool = False
@@ -59,9 +59,9 @@ class Row(NamedTuple):
 class DataSet(Protocol):
     """Data to train on, (n, D), float32, whose distribution can be drawn from anew.
 
-    picture: tells it from a data set of the same name. samples: what a row of its table
-    draws; filmed: what its film shows. draw returns fresh data, (count, D); plot draws the
-    samples of a table's rows, and sheets the frames of a film, samples by title, (n, D).
+    picture: tells it from others of its name. samples: what a row of its table draws;
+    filmed: what its film shows. draw returns fresh data, (count, D); plot draws the samples
+    of a table's rows, sheets the frames of a film, samples, (n, D), by title.
     """
 
     name: str

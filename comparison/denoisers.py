@@ -15,6 +15,7 @@ from torch import Tensor
 from comparison.levels import unit
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
+Network = Callable[[Tensor, Tensor], Tensor]  # of which a `Target` makes a denoiser
 
 
 class Exact:
@@ -56,20 +57,21 @@ def clipped(denoiser: Denoiser, low: float, high: float) -> Denoiser:
 
 
 class Target(NamedTuple):
-    """What a network predicts, called (x_0, eps, sigma), and D, called (output, y, sigma)."""
+    """What a network predicts: `of` returns the target, called (x_0, eps, sigma), and
+    `denoised` D, called (output, y, sigma).
+    """
 
     of: Callable[[Tensor, Tensor, Tensor], Tensor]
     denoised: Callable[[Tensor, Tensor, Tensor], Tensor]
 
-    def denoiser(self, network: Denoiser) -> Denoiser:
+    def denoiser(self, network: Network) -> Denoiser:
         """Return the denoiser of a network called (y, sigma)."""
         return lambda y, sigma: self.denoised(network(y, sigma), y, sigma)
 
 
 # The noise, as Ho et al. (2020) predict it.
 NOISE = Target(lambda x_start, eps, sigma: eps, lambda eps, y, sigma: y - sigma * eps)
-# The velocity (eps - sigma x_0) / sqrt(1 + sigma^2) of Salimans and Ho (2022), which is
-# that of x_t = y / sqrt(1 + sigma^2).
+# The velocity (eps - sigma x_0) / sqrt(1 + sigma^2) of x_t (Salimans and Ho, 2022).
 VELOCITY = Target(
     lambda x_start, eps, sigma: unit(eps - sigma * x_start, sigma),
     lambda output, y, sigma: unit(unit(y, sigma) - sigma * output, sigma),
@@ -103,8 +105,8 @@ NAMED = {"beta": beta, "posterior": posterior}
 def interpolated(v: Tensor, above: Tensor, here: Tensor, there: Tensor) -> Tensor:
     """Return exp(v log beta_t + (1 - v) log beta~_t), (20), in y. v: (B, D).
 
-    beta~_1 = 0 is replaced by beta~_2, as Nichol and Dhariwal do: above is the level above
-    `here`, which only this needs.
+    beta~_1 = 0 is replaced by beta~_2, as Nichol and Dhariwal do: above is the second
+    smallest level, used only where there is 0.
     """
     first = (there == 0).to(v.dtype)
     small = posterior(v, here, there) + first * posterior(v, above, here) / (
@@ -113,8 +115,8 @@ def interpolated(v: Tensor, above: Tensor, here: Tensor, there: Tensor) -> Tenso
     return torch.exp(v * beta(v, here, there).log() + (1 - v) * small.log())
 
 
-def learned_variance(network: Denoiser, levels: Tensor) -> Variance:
-    """Return the variance (20) of a network of outputs (eps, v), along its levels."""
+def learned_variance(network: Network, levels: Tensor) -> Variance:
+    """Return the variance (20) of a network of outputs (eps, v), asked once more, at levels."""
 
     def variance(y: Tensor, here: Tensor, there: Tensor) -> Tensor:
         v = network(y, here).chunk(2, dim=1)[1]

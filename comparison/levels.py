@@ -45,7 +45,9 @@ def cosine(steps: int = 1000) -> Tensor:
 
 
 def geometric(levels: int = 10, largest: float = 5.0, smallest: float = 0.01) -> Tensor:
-    """Return levels even in log sigma: a noise conditional score network's, or a VE SDE's."""
+    """Return levels even in log sigma: a VE SDE's, or a noise conditional score network's,
+    of which 5 is above the points' largest distance, as Song and Ermon (2020) advise.
+    """
     ends = math.log(largest), math.log(smallest)
     return to_zero(torch.linspace(*ends, levels, dtype=torch.float64).exp())
 
@@ -96,6 +98,8 @@ def karras(largest: float, smallest: float, steps: int = 18) -> Tensor:
 
 def kept_rows(steps: int, kept: int) -> Tensor:
     """Return `kept` of the rows 0..steps-1, evenly spaced in t, both ends among them."""
+    if not 2 <= kept <= steps:
+        raise ValueError(f"of {steps} levels, 2 to {steps} can be kept, not {kept}")
     index = torch.linspace(0, steps - 1, kept, dtype=torch.float64).round().long()
     return steps - 1 - index.flip(0)  # rows descend as t does
 
@@ -103,3 +107,6 @@ def kept_rows(steps: int, kept: int) -> Tensor:
 def respaced(levels: Tensor, kept: int) -> Tensor:
     """Return `kept` of the levels, evenly spaced, both ends among them, and 0."""
     return to_zero(levels[kept_rows(len(levels) - 1, kept)])
+
+
+LINE, ARC = linear(), cosine()

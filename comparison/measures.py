@@ -10,8 +10,7 @@ from torch import Tensor
 def share_near(these: Tensor, those: Tensor, within: float = 1.001) -> float:
     """Return the share of these points, (m, D), that have one of those that near, in %.
 
-    Of samples near data it is precision, of data near samples coverage. Neighbours on a
-    grid are 1 apart: rounding must not decide.
+    Of samples it is precision, of data coverage; neighbours on a grid are 1 apart.
     """
     return 100 * (nearest(these, those)[0] <= within).double().mean().item()
 

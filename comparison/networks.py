@@ -1,7 +1,6 @@
 """Networks, called (y, sigma) as denoisers are; a `Target` says what they predict.
 
-A network sees y scaled to unit variance and log(sigma), so that one and the same serves
-every process whose levels it has seen.
+Seeing y / sqrt(1 + sigma^2) and log(sigma), one serves all processes of levels it has seen.
 """
 
 import math

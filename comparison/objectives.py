@@ -12,16 +12,16 @@ from torch.distributions import Normal
 from torch.nn.functional import mse_loss
 
 from comparison import denoisers
-from comparison.denoisers import NAMED, NOISE, Denoiser, Target, Variance, posterior
-from comparison.samplers import Generator, normal_like
+from comparison.denoisers import NAMED, NOISE, Denoiser, Network, Target, Variance
+from comparison.samplers import MaybeGenerator, normal_like
 from diffusion import gaussian_kl
 
-Objective = Callable[[Denoiser, Tensor, Generator], Tensor]
+Objective = Callable[[Network, Tensor, MaybeGenerator], Tensor]
 # The quantiles of a distribution of levels: called with u of [0, 1), it returns sigma.
 Quantiles = Callable[[Tensor], Tensor]
 
 
-def _uniform(x_start: Tensor, generator: Generator) -> Tensor:
+def _uniform(x_start: Tensor, generator: MaybeGenerator) -> Tensor:
     """Return one number of [0, 1) for each row, float64, on the CPU."""
     like = {"dtype": torch.float64, "device": x_start.device}
     return torch.rand(len(x_start), generator=generator, **like).cpu()
@@ -46,7 +46,7 @@ def simple(quantiles: Quantiles, target: Target = NOISE) -> Objective:
     noise^2. VELOCITY weights the squared error of eps by 1 + sigma^2 instead of 1.
     """
 
-    def loss(network: Denoiser, x_start: Tensor, generator: Generator) -> Tensor:
+    def loss(network: Network, x_start: Tensor, generator: MaybeGenerator) -> Tensor:
         sigma = quantiles(_uniform(x_start, generator)).to(x_start)[:, None]
         eps = normal_like(x_start, generator)
         output = network(x_start + sigma * eps, sigma)
@@ -63,7 +63,7 @@ def hybrid(levels: Tensor, weight: float = 1e-3) -> Objective:
     """
     steps = len(levels) - 1
 
-    def loss(network: Denoiser, x_start: Tensor, generator: Generator) -> Tensor:
+    def loss(network: Network, x_start: Tensor, generator: MaybeGenerator) -> Tensor:
         t = (steps * _uniform(x_start, generator)).long()
         here, there = (levels[steps - 1 - t + k].to(x_start)[:, None] for k in (0, 1))
         eps = normal_like(x_start, generator)
@@ -74,7 +74,7 @@ def hybrid(levels: Tensor, weight: float = 1e-3) -> Objective:
         share = 1 - (there / here).square()
         mean = y + share * (x_start - y)
         mean_theta = y - share * here * output.detach()
-        small = posterior(y, here, there).where(there > 0, 1.0)
+        small = denoisers.posterior(y, here, there).where(there > 0, 1.0)
         kl = gaussian_kl(mean, small, mean_theta, variance)
         likelihood = Normal(mean_theta, variance.sqrt(), validate_args=False)
         term = kl.where(there > 0, -likelihood.log_prob(x_start).double())
@@ -89,12 +89,11 @@ def score_matching(sigma: float, blur: float, sliced: bool = False) -> Objective
         exact trace, (41):  E [tr(grad score) + 1/2 norm(score)^2] / D
         sliced, (42):       E [v^T (grad score) v + 1/2 norm(score)^2] / D,  v ~ N(0, I)
 
-    of a network that predicts eps, whose score is -eps / sigma. With blur = sigma it has
-    its minimum at the score that `simple` finds, without ever knowing eps; with blur = 0
-    it has none, since the data are a set of points (figure 24).
+    of a network of eps = -sigma score. With blur = sigma its minimum is the score that
+    `simple` finds, without knowing eps; with blur = 0 it has none (figure 24).
     """
 
-    def loss(network: Denoiser, x_start: Tensor, generator: Generator) -> Tensor:
+    def loss(network: Network, x_start: Tensor, generator: MaybeGenerator) -> Tensor:
         y = (x_start + blur * normal_like(x_start, generator)).requires_grad_()
         level, trace = y.new_tensor(sigma), torch.zeros(())
         with torch.enable_grad():
@@ -114,7 +113,7 @@ def bound_terms(
     levels: Tensor,
     data: Tensor,
     variance: str | Variance,
-    generator: Generator = None,
+    generator: MaybeGenerator = None,
 ) -> Tensor:
     """Return the bound's terms (16) for t = 2..T: float64, (T - 1,), nats per dimension.
 
@@ -126,7 +125,7 @@ def bound_terms(
     for t in range(2, len(levels)):
         here, there = levels[-t - 1].to(data), levels[-t].to(data)
         y = data + here * normal_like(data, generator)
-        share, small = 1 - (there / here).square(), posterior(y, here, there)
+        share, small = 1 - (there / here).square(), denoisers.posterior(y, here, there)
         mean, mean_theta = (y + share * (x - y) for x in (data, denoiser(y, here)))
         terms.append(gaussian_kl(mean, small, mean_theta, of(y, here, there)).mean())
     return torch.stack(terms)

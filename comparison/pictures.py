@@ -16,9 +16,9 @@ from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 from comparison import levels, samplers
 from comparison.dataset import Measure, Method, Row
 from comparison.figures import mosaic, plot_mosaics
-from comparison.levels import respaced
+from comparison.levels import ARC, LINE, respaced
 from comparison.measures import energy, frechet, nearest, principal, variance_ratio
-from comparison.points import ARC, ENDS, HOMER, LINE
+from comparison.points import ENDS, HOMER
 from utils import ImageFile, read_square
 
 CANVAS, DARK = 600, 50
@@ -60,15 +60,15 @@ MEASURES: tuple[Measure, ...] = (
 )
 GREYS = (-1.0, 1.0)
 _any = partial(Method, own="pictures", denoisers=("learned",))
+_both = partial(Method, own="pictures-cosine")
 _arc = partial(_any, own="pictures-cosine")
 _line = partial(_any, own="pictures-linear", slow=True)
 _boxed = partial(_any, box=True, slow=True)
 METHODS: tuple[Method, ...] = (
-    _arc("ddim-cosine", "50", respaced(ARC, 50), samplers.ddim, filmed=True),
+    _both("ddim-cosine", "50", respaced(ARC, 50), samplers.ddim, filmed=True),
     _arc("ddim-cosine", "10", respaced(ARC, 10), samplers.ddim),
     _arc("ddpm-cosine", "250", respaced(ARC, 250), samplers.ddpm, clip=GREYS),
     _any("heun", "18", levels.karras(*ENDS), samplers.heun),
-    _arc("ddim-cosine", "50", respaced(ARC, 50), samplers.ddim, denoisers=("exact",)),
     _line("ddpm-linear", "1000", LINE, samplers.ddpm, clip=GREYS),
     _line("ddpm-stale-alphas", "50", LINE, samplers.ddpm_stale_alphas, clip=GREYS),
     _arc("ddpm-cosine", "1000", ARC, samplers.ddpm, clip=GREYS, slow=True),
@@ -108,11 +108,11 @@ class Pictures:
         return posed(self.drawing, affine(random_poses(count, generator)))
 
     def fit_poses(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the pose nearest to each of m samples, (m, 6), and what it leaves, (m,):
-        the root mean square, over pixels, of the sample less the drawing in that pose.
+        """Return the pose nearest to each of m samples, (m, 6), and the root mean square,
+        over pixels, of what it leaves of the sample, (m,).
 
-        60 steps of Adam's on the five numbers start from the poses of the four reference
-        pictures that are nearest; after 20 the best goes on. All is drawn half as fine.
+        20 steps of Adam's on the five numbers, from the poses of the four reference pictures
+        that are nearest, then 40 from the best. All is drawn half as fine.
         """
         drawing, finer = avg_pool2d(self.drawing[None], 2)[0], FINER // 2
         _, index = torch.cdist(samples, self.reference).topk(4, largest=False)
@@ -196,7 +196,7 @@ def pictures(
 
 def random_poses(count: int, generator: torch.Generator) -> Tensor:
     """Draw poses, (count, 6), on the CPU: -1 if mirrored, as half are, or else 1, and five
-    numbers of N(0, 1), for the shear, the size, the turn, and the shift each way.
+    numbers of N(0, 1): shear, size, turn, and shift each way.
     """
     numbers = torch.randn(5, count, generator=generator)
     mirror = 1 - 2 * torch.randint(2, (1, count), generator=generator)
@@ -204,11 +204,9 @@ def random_poses(count: int, generator: torch.Generator) -> Tensor:
 
 
 def affine(poses: Tensor) -> Tensor:
-    """Return poses, (n, 6), as maps of the drawing about its centre, (n, 2, 3).
-
-    In this order: mirrored, sheared by N(0, 0.08^2), scaled by exp(N(0, 0.12^2)) / 1.25,
-    turned by N(0, (12 degrees)^2), and shifted each way by N(0, (1/24 of the side)^2).
-    Units are half sides.
+    """Return poses, (n, 6), as maps of the drawing about its centre, (n, 2, 3), in half
+    sides: mirrored, sheared by N(0, 0.08^2), scaled by exp(N(0, 0.12^2)) / 1.25, turned by
+    N(0, (12 degrees)^2), and shifted each way by N(0, (1/24 of the side)^2), in this order.
     """
     mirror, *z = poses.T
     shear, size, angle = 0.08 * z[0], (0.12 * z[1]).exp() / 1.25, z[2] * torch.pi / 15
@@ -219,10 +217,8 @@ def affine(poses: Tensor) -> Tensor:
 
 
 def posed(drawing: Tensor, maps: Tensor, finer: int = FINER) -> Tensor:
-    """Return pictures of a drawing, (F, F), by maps, (n, 2, 3): (n, (F / finer)^2).
-
-    A map leads from where ink is in the drawing to where it is in the picture; where
-    nothing comes from, there is paper. Differentiable in the maps.
+    """Return pictures of a drawing, (F, F), by maps from the drawing to the picture, (n, 2,
+    3): (n, (F / finer)^2), paper where nothing is mapped to. Differentiable in the maps.
     """
     last_row = torch.tensor([0.0, 0.0, 1.0]).expand(len(maps), 1, 3)
     back = torch.cat([maps, last_row], dim=1).inverse()[:, :2].to(drawing)

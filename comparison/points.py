@@ -14,7 +14,7 @@ from torch import Tensor
 from comparison import levels, samplers
 from comparison.dataset import Measure, Method, Row, seeded
 from comparison.figures import cloud_sheets, hues, plot_clouds
-from comparison.levels import respaced
+from comparison.levels import ARC, LINE, respaced
 from comparison.measures import frechet, share_near, sliced
 from utils import IMG_SIZE, ImageFile, image_to_vector
 
@@ -37,7 +37,6 @@ MEASURES: tuple[Measure, ...] = (
     Measure("sliced W1", 2, _px(sliced), "over 32 directions, px, lower is better"),
     Measure("frechet", 2, _px(frechet), "of the coordinates, px^2, lower is better"),
 )
-LINE, ARC = levels.linear(), levels.cosine()
 ENDS = LINE[0].item(), LINE[-2].item()
 _posterior = partial(samplers.ddpm, variance="posterior")
 _denoised = partial(samplers.langevin, denoise=True)
@@ -46,9 +45,9 @@ _annealed = partial(Method, levels=levels.geometric(), own="geometric", box=True
 METHODS: tuple[Method, ...] = (
     Method("ddpm-linear", "1000", LINE, samplers.ddpm, "simple", filmed=True),
     Method("ddpm-linear", "50", respaced(LINE, 50), samplers.ddpm, "simple"),
-    Method("ddpm-posterior", "50", respaced(LINE, 50), _posterior, "simple"),
+    Method("ddpm-posterior", "50", respaced(LINE, 50), _posterior),
     _learning("ddpm-learned", "50", respaced(LINE, 50), samplers.ddpm),
-    Method("ddpm-stale-alphas", "50", LINE, samplers.ddpm_stale_alphas, "simple"),
+    Method("ddpm-stale-alphas", "50", LINE, samplers.ddpm_stale_alphas),
     Method("ddpm-cosine", "1000", ARC, samplers.ddpm, "cosine"),
     Method("ddpm-cosine", "50", respaced(ARC, 50), samplers.ddpm, "cosine"),
     Method("ddim-linear", "1000", LINE, samplers.ddim, "simple"),
@@ -58,8 +57,8 @@ METHODS: tuple[Method, ...] = (
     Method("ddim-linear", "20", respaced(LINE, 20), samplers.ddim, "simple"),
     Method("ddim-linear", "10", respaced(LINE, 10), samplers.ddim, "simple"),
     Method("ddim-cosine", "50", respaced(ARC, 50), samplers.ddim, "cosine"),
-    Method("ddim-karras", "50", levels.karras(*ENDS, 50), samplers.ddim, "vp"),
-    Method("ddim-karras", "10", levels.karras(*ENDS, 10), samplers.ddim, "vp"),
+    Method("ddim-karras", "50", levels.karras(*ENDS, 50), samplers.ddim),
+    Method("ddim-karras", "10", levels.karras(*ENDS, 10), samplers.ddim),
     _annealed("langevin", "10 x 100", sampler=samplers.langevin, filmed=True),
     _annealed("langevin-denoised", "10 x 100", sampler=_denoised),
     Method(
@@ -78,11 +77,10 @@ METHODS: tuple[Method, ...] = (
 
 @dataclass
 class Points:
-    """The points of a drawing, normalised, and what leads back to `main.py`'s units.
+    """The points of a drawing, (n, 2), of mean 0; the variance of all coordinates is 1.
 
-    data: (n, 2), of mean 0; the variance of all coordinates together is 1. pixel: what a
-    pixel of the grid of 150 measures in these units. In main's units, a point is centre
-    + scale x. picture: the SHA-256 of the points in main's units.
+    pixel: what a pixel of the grid of 150 measures in these units. In `main.py`'s units, a
+    point is centre + scale x; picture is the SHA-256 of all.
     """
 
     data: Tensor

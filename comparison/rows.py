@@ -16,8 +16,7 @@ from comparison.points import points
 from comparison.samplers import last
 from comparison.training import RECIPES
 
-# What returns the network of a recipe of this name.
-Networks = Callable[[str], nn.Module]
+Networks = Callable[[str], nn.Module]  # by the names of recipes
 DATASETS: dict[str, Callable[..., Any]] = {"points": points, "pictures": pictures}
 # The references of every measure, as rows: what draws them, called (data set, n, seed).
 REFERENCES: dict[str, Callable[[DataSet, int, int], Tensor]] = {

@@ -1,6 +1,8 @@
-"""Samplers, each for any denoiser: every step is y = D + ratio (y - D) + s z.
+"""Samplers, each for any denoiser. All but `heun` and `euler_maruyama` step to
 
-D = denoiser(y, here) estimates x_0 at the level `here`; the step leads to `there`:
+    y = D + ratio (y - D) + s z,    D = denoiser(y, here)
+
+where D estimates x_0 at the level `here`, and the step leads to the level `there`:
 
     ratio = there / here,    s = 0                     DDIM, the probability flow by Euler
     ratio = (there / here)^2,    s^2 = a variance      DDPM, reverse diffusion
@@ -20,7 +22,7 @@ from torch import Tensor
 from comparison.denoisers import NAMED, Denoiser, Variance, beta, posterior
 from comparison.levels import kept_rows, vp_time
 
-Generator = torch.Generator | None
+MaybeGenerator = torch.Generator | None
 
 
 def last(states: Iterator[Tensor]) -> Tensor:
@@ -28,15 +30,15 @@ def last(states: Iterator[Tensor]) -> Tensor:
     return deque(states, maxlen=1).pop()
 
 
-def normal_like(y: Tensor, generator: Generator) -> Tensor:
+def normal_like(y: Tensor, generator: MaybeGenerator) -> Tensor:
     """Return standard normal noise of y's shape, dtype and device."""
     return torch.randn(y.shape, generator=generator, dtype=y.dtype, device=y.device)
 
 
 def step(
-    x_start: Tensor, y: Tensor, ratio: Tensor, s2: Tensor, generator: Generator
+    x_start: Tensor, y: Tensor, ratio: Tensor, s2: Tensor, generator: MaybeGenerator
 ) -> Tensor:
-    """Return D + ratio (y - D) + s z; no z is drawn where s is 0."""
+    """Return D + ratio (y - D) + s z; no z is drawn if s is 0 throughout."""
     y = x_start + ratio * (y - x_start)
     return y + s2.sqrt() * normal_like(y, generator) if s2.any() else y
 
@@ -48,7 +50,7 @@ def ddpm(
     y: Tensor,
     *,
     variance: str | Variance = "beta",
-    generator: Generator = None,
+    generator: MaybeGenerator = None,
 ) -> Iterator[Tensor]:
     """Draw by DDPM, Ho et al.'s algorithm 2, without noise in the last step.
 
@@ -70,7 +72,7 @@ def ddpm_stale_alphas(
     y: Tensor,
     *,
     kept: int = 50,
-    generator: Generator = None,
+    generator: MaybeGenerator = None,
 ) -> Iterator[Tensor]:
     """Show a bug: DDPM that skips levels, as if each step still led to the next level.
 
@@ -97,7 +99,7 @@ def ddim(
     y: Tensor,
     *,
     eta: float = 0.0,
-    generator: Generator = None,
+    generator: MaybeGenerator = None,
 ) -> Iterator[Tensor]:
     """Draw by DDIM, (31), with sigma_t = eta sqrt(beta~_t).
 
@@ -115,8 +117,8 @@ def ddim(
 
 @torch.no_grad()
 def encode(denoiser: Denoiser, levels: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """Run DDIM backwards, from data, which come first, to noise; each step takes D where it
-    starts, and the first, which starts at 0, where it ends.
+    """Run DDIM backwards, from data, the first state, to noise. Each step takes D at the
+    level where it starts, but the first, from 0, at the level where it ends.
     """
     yield y
     for here, there in pairwise(levels.to(y).flip(0)):
@@ -133,7 +135,7 @@ def inpaint(
     known: Tensor,
     given: Tensor,
     *,
-    generator: Generator = None,
+    generator: MaybeGenerator = None,
 ) -> Iterator[Tensor]:
     """Draw the rest of data of which a part is given: DDPM with beta~_t and replacement.
 
@@ -158,9 +160,10 @@ def langevin(
     steps: int = 100,
     rate: float = 0.2,
     denoise: bool = False,
-    generator: Generator = None,
+    generator: MaybeGenerator = None,
 ) -> Iterator[Tensor]:
-    """Draw by annealed Langevin dynamics, algorithm 1: at each level, `steps` times
+    """Draw by annealed Langevin dynamics (Song and Ermon, 2019, algorithm 1): at each level,
+    `steps` times,
 
     y <- y + a/2 score + sqrt(a) z,    a = rate sigma^2,    score = (D - y) / sigma^2
     With one level it is plain Langevin dynamics, (43). denoise: end with D.
@@ -177,7 +180,7 @@ def langevin(
 
 @torch.no_grad()
 def euler_maruyama(
-    denoiser: Denoiser, levels: Tensor, y: Tensor, *, generator: Generator = None
+    denoiser: Denoiser, levels: Tensor, y: Tensor, *, generator: MaybeGenerator = None
 ) -> Iterator[Tensor]:
     """Solve the reverse VP SDE, (35), in x_s = y / sqrt(1 + sigma^2), by Euler-Maruyama,
     over the times s of the levels, without noise in the last step.
@@ -204,14 +207,14 @@ def predictor_corrector(
     y: Tensor,
     *,
     snr: float = 0.16,
-    generator: Generator = None,
+    generator: MaybeGenerator = None,
 ) -> Iterator[Tensor]:
-    """Draw by corrector and predictor on the VE SDE, figure 11, a state after each pair.
+    """Draw by corrector and predictor on the VE SDE (the survey's figure 11), a state
+    after each pair.
 
     corrector: y <- y + e score + sqrt(2 e) z, e = 2 (snr mean norm(z) / mean norm(score))^2
     predictor: reverse diffusion, s^2 = here^2 - there^2
-    Means are over the batch. The corrector comes first, as in the code of Song et al.
-    (2021); their algorithm 2 starts with the predictor.
+    Means are over the batch. The corrector comes first, as in Song et al.'s code (2021).
     """
     yield y
     for here, there in pairwise(levels.to(y)):
@@ -225,12 +228,12 @@ def predictor_corrector(
 
 @torch.no_grad()
 def heun(
-    denoiser: Denoiser, levels: Tensor, y: Tensor, *, generator: Generator = None
+    denoiser: Denoiser, levels: Tensor, y: Tensor, *, generator: MaybeGenerator = None
 ) -> Iterator[Tensor]:
     """Solve the probability flow, dy / dsigma = (y - D) / sigma, by Heun's method.
 
     The last step, to 0, is Euler's: 2 T - 1 evaluations (Karras et al., 2022, algorithm
-    1). generator is unused: all samplers are called alike.
+    1). generator is unused; the sampler of every row is given one.
     """
     yield y
     for here, there in pairwise(levels.to(y)):

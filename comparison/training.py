@@ -16,6 +16,7 @@ from tqdm import trange
 from comparison import levels, objectives
 from comparison.dataset import DataSet
 from comparison.denoisers import DISPLACEMENT, HYBRID, NOISE, VELOCITY, Target
+from comparison.levels import ARC, LINE
 from comparison.networks import PointNetwork, UNet
 from comparison.objectives import Objective, hybrid, lognormal, simple, uniform
 from main import BAR
@@ -70,9 +71,7 @@ WEIGHTS = Path(__file__).with_name("weights")
 
 
 class Recipe(NamedTuple):
-    """How a network is trained, and what its output is; options are those of `train`, and
-    committed the steps of the weights at hand, if they had more.
-    """
+    """How a network is trained, and what its output is. committed: steps of its weights."""
 
     objective: Objective
     target: Target = NOISE
@@ -88,11 +87,12 @@ class Recipe(NamedTuple):
             return self.network()
 
 
-def _simple(levels: objectives.Quantiles, target: Target = NOISE, **how: Any) -> Recipe:
-    return Recipe(simple(levels, target), target, **how)
+def _simple(
+    quantiles: objectives.Quantiles, target: Target = NOISE, **how: Any
+) -> Recipe:
+    return Recipe(simple(quantiles, target), target, **how)
 
 
-LINE, ARC = levels.linear(), levels.cosine()
 OPTIONS = ("batch_size", 16), ("lr", 3e-3), ("average", 0.998)
 _u_net = partial(_simple, target=VELOCITY, network=UNet, steps=5400, options=OPTIONS)
 # The first two serve all samplers of their data set; the others are what papers train.
@@ -108,6 +108,7 @@ RECIPES = {
     "vp": _simple(lambda u: levels.vp_sigma(1e-3 + (1 - 1e-3) * u)),
     "ve": _simple(levels.ve_sigma),
     "rectified": _simple(levels.straight_sigma, DISPLACEMENT),
+    # EDM's F is the velocity, but for its sign, where the data have unit variance.
     "edm": _simple(lognormal(-1.2, 1.2), VELOCITY),
     "pictures-linear": _u_net(uniform(LINE)),
     "pictures-cosine": _u_net(uniform(ARC)),
@@ -128,7 +129,7 @@ def fit(
 def trained_on(
     name: str, dataset: DataSet, steps: int | None = None, seed: int = 0
 ) -> dict[str, object]:
-    """Return what weights are told by; steps: None for those of the committed weights."""
+    """Return what must agree for saved weights to be used; steps: None for theirs."""
     recipe = RECIPES[name]
     steps = steps or recipe.committed or recipe.steps
     told = {"picture": dataset.picture, "steps": steps, "seed": seed}

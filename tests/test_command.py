@@ -110,6 +110,7 @@ def small(request, monkeypatch, tmp_path):
 def test_every_method_makes_its_rows(name, method):
     """Both from N(0, levels[0]^2 I), or a box; once more for a variance of its own."""
     those, steps = tiny(name), math.prod(map(int, method.steps.split(" x ")))
+    method = method._replace(own=method.own or name)
     calls = {"langevin-denoised": steps + 1, "ve-pc": 2 * steps}
     calls |= {"heun": 2 * steps - 1, "edm": 2 * steps - 1}
     noise = torch.rand if method.box else torch.randn

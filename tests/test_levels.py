@@ -95,6 +95,12 @@ def test_kept_levels_are_those_of_diffusers(steps, kept):
     assert torch.equal(respaced(cosine(steps), kept), to_zero(expected))
 
 
+@pytest.mark.parametrize("kept", [-1, 0, 1, 31])
+def test_respacing_refuses(kept):
+    with pytest.raises(ValueError, match=f"2 to 30 can be kept, not {kept}"):
+        respaced(linear(30), kept)
+
+
 @pytest.mark.parametrize("noise", [0.8, number(0.8), number([[0.8], [0.6]])])
 def test_unit_is_the_state_of_the_variance_preserving_process(noise):
     x_start, eps, signal = double(2, 3), double(2, 3, seed=1), (1 - noise**2) ** 0.5

@@ -253,11 +253,11 @@ def test_annealed_langevin_finds_the_shares_of_two_modes():
 
 SAMPLERS = dict(inspect.getmembers(samplers, inspect.isgeneratorfunction))
 OPTIONS = {
+    "ddpm_stale_alphas": [{"kept": 3}],
     "ddim": [{}, {"eta": 0.5}],
     "inpaint": [{"known": torch.zeros(2), "given": torch.tensor([True, False])}],
     "langevin": [{"steps": 4}, {"steps": 4, "denoise": True}],
 }
-DETERMINISTIC = [("ddim", {}), ("encode", {}), ("heun", {})]
 RUNS = [(k, one) for k in SAMPLERS | OPTIONS for one in OPTIONS.get(k, [{}])]
 
 
@@ -268,15 +268,16 @@ def test_every_state_is_given_and_the_seed_alone_decides(name, options, dtype):
     before, state = start.clone(), torch.random.get_rng_state()
 
     def run(seed):
-        seeds = {} if name == "encode" else {"generator": seeded_by(seed)}
-        return torch.stack([*SAMPLERS[name](exact, SHORT, start, **seeds, **options)])
+        generator = seeded_by(seed)
+        seeds = {} if name == "encode" else {"generator": generator}
+        states = torch.stack([*SAMPLERS[name](exact, SHORT, start, **seeds, **options)])
+        return states, torch.equal(generator.get_state(), seeded_by(seed).get_state())
 
-    states = run(0)
-    steps = 50 if "stale" in name else 8 * options.get("steps", 1)
-    steps += "denoise" in options
+    states, deterministic = run(0)
+    steps = options.get("kept", 8) * options.get("steps", 1) + ("denoise" in options)
     assert states.shape == (steps + 1, 4, 2) and states.dtype == dtype
     assert states.isfinite().all() and not states.requires_grad
     assert torch.equal(states[0], before) and torch.equal(start, before)
-    assert torch.equal(run(0), states)
-    assert torch.equal(run(1), states) == ((name, options) in DETERMINISTIC)
+    assert torch.equal(run(0)[0], states)
+    assert torch.equal(run(1)[0], states) == deterministic
     assert torch.equal(torch.random.get_rng_state(), state)

@@ -1,7 +1,8 @@
 """Every table of docs/comparison.md: `python -m comparison.tables [NAME]`.
 
-A table is a function of the number of seeds that yields its columns, then its rows. A
-figure over seeds is their mean ± their sample standard deviation.
+A table is a function of the number of seeds (some take ten draws, or one training, whatever
+it is) that yields its columns, then its rows. A figure over seeds is their mean ± their
+sample standard deviation.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

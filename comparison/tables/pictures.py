@@ -14,7 +14,7 @@ from comparison.training import RECIPES
 
 # A row draws MANY, of which FITTED are held against their nearest poses; the survey FEW.
 MANY, FITTED, FEW = 2000, 300, 100
-KNOWN = {(m.name, m.steps): m for m in METHODS if "learned" in m.denoisers}
+KNOWN = {(m.name, m.steps): m._replace(denoisers=("learned",)) for m in METHODS}
 # DDIM by its steps, with the network of the command.
 DDIM = {k: KNOWN["ddim-cosine", k]._replace(own="pictures") for k in ("50", "10")}
 
@@ -43,6 +43,7 @@ def survey(seeds: int) -> Rows:
         row = levels.respaced(getattr(levels, schedule)(), kept)
         words = f"{name}-{schedule}", f"{kept}", row, getattr(samplers, name)
         for clip in (GREYS, None):
+            # With 1000 steps, clipped DDPM and DDIM that is not clipped will do.
             if kept == 50 or bool(clip) == (name == "ddpm"):
                 methods.append(Method(*words, f"pictures-{schedule}", clip=clip))
     methods += [KNOWN["ddpm-stale-alphas", "50"], DDIM["50"]]

@@ -56,8 +56,7 @@ def points(seeds: int) -> Rows:
 @tabled
 def own(seeds: int) -> Rows:
     """The survey's tables 1 and 2: each method with the network that its paper trains."""
-    others = "ddpm-posterior", "ddpm-learned", "ddpm-stale-alphas", "ddim-karras"
-    methods = [method for method in DATA.methods if method.name not in others]
+    methods = [m for m in DATA.methods if m.own and not m.learns_variance]
     yield from over_seeds(DATA, methods, seeds, ["fresh data"])
 
 
