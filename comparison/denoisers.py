@@ -27,8 +27,8 @@ class Exact:
     """
 
     def __init__(self, data: Tensor, chunk: int = 2**19) -> None:
-        self.data = data.double()  # which no setting rounds to TF32 in products
-        self.half_norms = self.data.square().sum(dim=1) / 2
+        self.data = data
+        self.half_norms = data.square().sum(dim=1) / 2
         self.rows = max(1, chunk // len(data))
 
     def __call__(self, y: Tensor, sigma: Tensor) -> Tensor:
@@ -42,13 +42,18 @@ class Exact:
 
     def _means(self, y: Tensor, sigma: Tensor, *values: Tensor) -> list[Tensor]:
         """Return E[value of x_0 | y] for each table of values, (n, D)."""
-        # What all x^i have in common, norm(y)^2, the softmax would take out.
-        precision, parts = (1 / sigma.double().square()).expand(len(y), 1), []
-        for some, a in zip(y.double().split(self.rows), precision.split(self.rows)):
-            logits = torch.addmm(-a * self.half_norms, some * a, self.data.T)
-            weights = logits.softmax(dim=1)
-            parts.append([weights @ value for value in values])
-        return [torch.cat(part).to(y.dtype) for part in zip(*parts)]
+        allowed, parts = torch.get_float32_matmul_precision(), []
+        torch.set_float32_matmul_precision("highest")  # TF32 would move points
+        try:
+            # What all x^i have in common, norm(y)^2, the softmax would take out.
+            precision = (1 / sigma.square()).expand(len(y), 1)
+            for some, a in zip(y.split(self.rows), precision.split(self.rows)):
+                logits = torch.addmm(-a * self.half_norms, some * a, self.data.T)
+                weights = logits.softmax(dim=1)
+                parts.append([weights @ value for value in values])
+        finally:
+            torch.set_float32_matmul_precision(allowed)
+        return [torch.cat(part) for part in zip(*parts)]
 
 
 def clipped(denoiser: Denoiser, low: float, high: float) -> Denoiser:

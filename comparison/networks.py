@@ -14,11 +14,6 @@ from torch.nn.functional import interpolate, scaled_dot_product_attention, silu
 from comparison.levels import unit
 
 
-def scaled(y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Return y / sqrt(1 + sigma^2), and log(sigma) as (B, 1)."""
-    return unit(y, sigma), sigma.log().expand(len(y), 1)
-
-
 class PointNetwork(nn.Module):
     """A multilayer perceptron on points of the plane, their Fourier features, and the level.
 
@@ -40,7 +35,7 @@ class PointNetwork(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(width, outputs))
 
     def forward(self, y: Tensor, sigma: Tensor) -> Tensor:
-        x, level = scaled(y, sigma)
+        x, level = unit(y, sigma), sigma.log().expand(len(y), 1)
         angles = torch.cat([x @ self.waves, level * self.level_waves], dim=1)
         return self.layers(torch.cat([x, angles.sin(), angles.cos()], dim=1))
 
@@ -132,11 +127,12 @@ class UNet(nn.Module):
     def forward(self, y: Tensor, sigma: Tensor) -> Tensor:
         """Take and return (B, side^2), side a multiple of 2^(len(channels) - 1)."""
         # On a CPU, 2,000 pictures at once take twice as long as a hundred at a time.
-        parts = (part.split(100) for part in scaled(y, sigma))
+        level = sigma.log().expand(len(y), 1)
+        parts = (part.split(100) for part in (unit(y, sigma), level))
         return torch.cat([self.at_once(x, level) for x, level in zip(*parts)])
 
     def at_once(self, x: Tensor, level: Tensor) -> Tensor:
-        """Return the output, (B, side^2), for what `scaled` gives."""
+        """Return the output, (B, side^2), for x of unit variance, and log(sigma), (B, 1)."""
         angles = level * self.level_waves
         side = math.isqrt(x.shape[1])
         places = torch.linspace(-1, 1, side).to(x)

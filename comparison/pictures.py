@@ -21,10 +21,8 @@ from comparison.measures import energy, frechet, nearest, principal, variance_ra
 from comparison.points import ENDS, HOMER
 from utils import ImageFile, read_square
 
-CANVAS, DARK = 600, 50
-"""Side in pixels of the square that a drawing is thickened on, and its lightest ink."""
-FINER = 8
-"""A pose is drawn this many times finer than its picture, and averaged."""
+CANVAS, DARK = 600, 50  # pixels of the square where ink is thickened; the lightest ink
+FINER = 8  # times finer than its picture a pose is drawn, and averaged
 
 
 def _closer(those: "Pictures", x: Tensor) -> float:

@@ -54,15 +54,16 @@ def test_exact_variance_is_the_sum_and_never_below_zero(sigma):
 
 
 class Recording(TorchDispatchMode):
-    """Notes the size of each operator's result."""
+    """Notes of each operator its name, its precision and the size of its result."""
 
     def __init__(self):
         super().__init__()
-        self.sizes = []
+        self.notes = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        self.sizes.append(result.numel() if isinstance(result, torch.Tensor) else 0)
+        size = result.numel() if isinstance(result, torch.Tensor) else 0
+        self.notes.append((str(func), torch.get_float32_matmul_precision(), size))
         return result
 
 
@@ -74,7 +75,19 @@ def test_chunks_change_nothing_and_bound_the_memory(chunk, most, sigma):
         with Recording() as recording:
             got = method(Exact(data, chunk=chunk), y, sigma)
         close(got, method(Exact(data), y, sigma), rtol=1e-10, atol=1e-12)
-        assert max(recording.sizes) == most
+        assert max(size for *_, size in recording.notes) == most
+
+
+def test_exact_multiplies_in_full_precision_and_restores_what_the_caller_allows():
+    before, eye = torch.get_float32_matmul_precision(), torch.eye(2)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with Recording() as recording:
+            Exact(eye).variance(eye, torch.ones(()))
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert {note[1] for note in recording.notes if "mm" in note[0]} == {"highest"}
 
 
 def test_exact_in_single_precision_at_the_smallest_noise():

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from comparison.levels import linear, ve_sde
-from comparison.networks import Attention, PointNetwork, UNet, scaled
-from tests.common import double, seeded_by
+from comparison.networks import Attention, PointNetwork, UNet
+from tests.common import seeded_by
 
 
 def random_unet(*args):
@@ -24,15 +23,6 @@ def random_unet(*args):
 def states(size, count=3):
     y = torch.randn(count, size, generator=seeded_by(2))
     return y, torch.logspace(1, -1, count)[:, None]
-
-
-@pytest.mark.parametrize("levels", [linear(), ve_sde()])
-def test_states_are_scaled_to_unit_variance(levels):
-    x_start, eps = double(2, 20_000, 2, seed=24)
-    for sigma in levels[[0, len(levels) // 2, -2]]:
-        x, level = scaled(x_start + sigma * eps, sigma)
-        assert x.var().item() == pytest.approx(1, abs=5 * math.sqrt(2 / 40_000))
-        torch.testing.assert_close(level.exp(), sigma.expand(20_000, 1))
 
 
 @pytest.mark.parametrize(
