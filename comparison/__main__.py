@@ -14,10 +14,10 @@ if __name__ == "__main__" and "ipykernel" not in sys.modules:
 import torch
 
 from comparison import rows
-from comparison.dataset import Row
+from comparison.dataset import REFERENCES, Row
 from comparison.figures import frames, save_gif, save_png
 from comparison.points import HOMER
-from comparison.rows import DATASETS, REFERENCES
+from comparison.rows import DATASETS
 from comparison.training import fit, load
 from main import check_output, command, number
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in networks:
         networks[name] = networks[name] or fit(name, dataset, **fitting)
 
-    references = [name for name in REFERENCES if name in (args.methods or REFERENCES)]
+    references = [name for name in REFERENCES if name in (args.methods or names)]
     options = args.samples or dataset.samples, args.seed, networks.__getitem__
     made: list[Row] = []
 

@@ -1,6 +1,5 @@
 """What a data set is to everything above it; `points.py` and `pictures.py` are two."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -77,13 +76,6 @@ class DataSet(Protocol):
     def sheets(self, shown: Sequence[dict[str, Tensor]]) -> list[Image.Image]: ...
 
 
-def measured(dataset: DataSet, samples: Tensor) -> tuple[float, ...]:
-    """Return the measures of samples; all NaN if a network exploded."""
-    if not samples.isfinite().all():
-        return (math.nan,) * len(dataset.measures)
-    return tuple(measure.of(dataset, samples) for measure in dataset.measures)
-
-
 def seeded(dataset: DataSet, seed: int) -> torch.Generator:
     """Return a generator on the data set's device."""
     return torch.Generator(dataset.data.device).manual_seed(int(seed))
@@ -97,3 +89,25 @@ def draw_noise(
     if box:
         return y.uniform_(-1, 1, generator=generator)
     return y.normal_(generator=generator)
+
+
+def draw_copies(dataset: DataSet, count: int, seed: int) -> Tensor:
+    """Draw training data, each as likely as another, (count, D)."""
+    like = {"generator": seeded(dataset, seed), "device": dataset.data.device}
+    return dataset.data[torch.randint(len(dataset.data), (count,), **like)]
+
+
+def draw_gaussian(dataset: DataSet, count: int, seed: int) -> Tensor:
+    """Draw from the normal distribution with the training data's mean and covariance."""
+    mean, n = dataset.data.mean(dim=0), len(dataset.data)
+    z = dataset.data.new_empty(count, n).normal_(generator=seeded(dataset, seed))
+    return mean + z @ (dataset.data - mean) / (n - 1) ** 0.5
+
+
+# What measures are compared with, drawn when called (data set, count, seed).
+REFERENCES: dict[str, Callable[[DataSet, int, int], Tensor]] = {
+    "noise": lambda those, count, seed: draw_noise(those, count, seeded(those, seed)),
+    "gaussian": draw_gaussian,
+    "copies": draw_copies,
+    "fresh data": lambda those, count, seed: those.draw(count, seed),
+}

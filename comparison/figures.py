@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,10 +43,12 @@ def panels(rows: int, columns: int, side: float = 2.0) -> tuple[Figure, np.ndarr
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG."""
-    options = {"dpi": 120, "bbox_inches": "tight", "pad_inches": 0.05}
+    """Write a figure as a PNG of 64 colours."""
+    options, drawn = {"bbox_inches": "tight", "pad_inches": 0.05}, BytesIO()
     with style.context("default"):
-        write_whole(path, lambda part: figure.savefig(part, **options))
+        figure.savefig(drawn, dpi=120, **options)
+    picture = Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    write_whole(path, lambda part: picture.save(part, optimize=True))
 
 
 def save_gif(sheets: Sequence[Image.Image], path: Path) -> None:
@@ -119,6 +122,20 @@ def cloud_sheets(
     palette = sheets[-1].quantize(64)  # where all colours lie on their own
     plain = Image.Dither.NONE
     return [sheet.quantize(palette=palette, dither=plain) for sheet in sheets]
+
+
+def plot_lines(
+    x: Sequence[float], panels: Mapping[str, Mapping[str, Any]], **settings: Any
+) -> Figure:
+    """Draw panels of lines over x, by title and by label; settings are those of axes."""
+    figure, (axes,) = blank(1, len(panels), 2.4 * len(panels) + 2, 3, sharey=True)
+    for ax, (title, lines) in zip(axes, panels.items()):
+        for label, y in lines.items():
+            ax.plot(x, y, marker="." if len(x) < 20 else "", label=label)
+        ax.set(title=title, **settings)
+        ax.label_outer()
+    axes[-1].legend(bbox_to_anchor=(1, 0.5), loc="center left", frameon=False)
+    return figure
 
 
 def mosaic(x: Tensor, columns: int, scale: int = 1) -> np.ndarray:

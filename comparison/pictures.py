@@ -82,9 +82,9 @@ class Pictures:
 
     All are (n, side^2), row by row from the top: +1 is paper, -1 ink. data is trained on;
     fresh tells copying from learning; samples are compared with reference, whose principal
-    components are `axes`, (side^2, 16), and whose poses, (n, 6). drawing: what is posed,
-    (F, F), from 0, paper, to 1, ink. picture: the SHA-256 of it and of n. fitted: of how
-    many samples the pose is fitted.
+    components are `axes`, (side^2, 16). poses: of these three, (3, n, 6). drawing: what is
+    posed, (F, F), from 0, paper, to 1, ink. picture: the SHA-256 of it and of n. fitted: of
+    how many samples the pose is fitted.
     """
 
     data: Tensor
@@ -103,7 +103,10 @@ class Pictures:
     def draw(self, count: int, seed: int) -> Tensor:
         """Draw pictures by other seeds than those of the data."""
         generator = torch.Generator().manual_seed(1000 + int(seed))
-        return posed(self.drawing, affine(random_poses(count, generator)))
+        return self.at(random_poses(count, generator))
+
+    def at(self, poses: Tensor) -> Tensor:  # (n, 6)
+        return posed(self.drawing, affine(poses))
 
     def fit_poses(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Return the pose nearest to each of m samples, (m, 6), and the root mean square,
@@ -114,7 +117,7 @@ class Pictures:
         """
         drawing, finer = avg_pool2d(self.drawing[None], 2)[0], FINER // 2
         _, index = torch.cdist(samples, self.reference).topk(4, largest=False)
-        poses = self.poses[index.cpu()]
+        poses = self.poses[2][index.cpu()]
 
         def unexplained(poses: Tensor) -> Tensor:
             drawn = posed(drawing, affine(poses.flatten(0, 1)), finer)
@@ -186,13 +189,13 @@ def pictures(
     digest = hashlib.sha256(drawing.numpy().tobytes() + b"%d" % count).hexdigest()
     drawing = drawing.to(device)
     generators = (torch.Generator().manual_seed(seed) for seed in range(3))
-    poses = [random_poses(count, generator) for generator in generators]
+    poses = torch.stack([random_poses(count, generator) for generator in generators])
     data, fresh, reference = (posed(drawing, affine(some)) for some in poses)
     axes = principal(reference)
-    return Pictures(data, fresh, reference, axes, poses[2], drawing, side, digest)
+    return Pictures(data, fresh, reference, axes, poses, drawing, side, digest)
 
 
-def random_poses(count: int, generator: torch.Generator) -> Tensor:
+def random_poses(count: int, generator: torch.Generator | None) -> Tensor:
     """Draw poses, (count, 6), on the CPU: -1 if mirrored, as half are, or else 1, and five
     numbers of N(0, 1): shear, size, turn, and shift each way.
     """

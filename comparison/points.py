@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from comparison import levels, samplers
-from comparison.dataset import Measure, Method, Row, seeded
+from comparison.dataset import Measure, Method, Row, draw_copies
 from comparison.figures import cloud_sheets, hues, plot_clouds
 from comparison.levels import ARC, LINE, respaced
 from comparison.measures import frechet, share_near, sliced
@@ -40,6 +40,8 @@ MEASURES: tuple[Measure, ...] = (
 ENDS = LINE[0].item(), LINE[-2].item()
 _posterior = partial(samplers.ddpm, variance="posterior")
 _denoised = partial(samplers.langevin, denoise=True)
+_predictor = partial(samplers.predictor_corrector, corrections=0)
+_corrected = partial(samplers.predictor_corrector, corrections=2)
 _learning = partial(Method, own="hybrid", learns_variance=True)
 _annealed = partial(Method, levels=levels.geometric(), own="geometric", box=True)
 METHODS: tuple[Method, ...] = (
@@ -64,6 +66,8 @@ METHODS: tuple[Method, ...] = (
     Method(
         "ve-pc", "200", levels.ve_sde(), samplers.predictor_corrector, "ve", filmed=True
     ),
+    Method("ve-p", "400", levels.ve_sde(400), _predictor, "ve"),
+    Method("ve-pcc", "133", levels.ve_sde(133), _corrected, "ve"),
     Method("vp-em", "1000", levels.vp_sde(), samplers.euler_maruyama, "vp"),
     Method("heun", "18", levels.karras(*ENDS), samplers.heun, "vp"),
     Method("heun", "40", levels.karras(*ENDS, 40), samplers.heun, "vp"),
@@ -93,8 +97,7 @@ class Points:
 
     def draw(self, count: int, seed: int) -> Tensor:
         """Draw points, each as likely as another."""
-        like = {"generator": seeded(self, seed), "device": self.data.device}
-        return self.data[torch.randint(len(self.data), (count,), **like)]
+        return draw_copies(self, count, seed)
 
     def plot(self, rows: Sequence[Row]) -> Figure:
         """Draw in a column the clouds of a method, and those of the references."""

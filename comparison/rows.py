@@ -1,5 +1,6 @@
 """The rows of a table: a method run with a denoiser, timed and measured; and the table."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from statistics import median
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from comparison import denoisers
-from comparison.dataset import DataSet, Method, Row, draw_noise, measured, seeded
+from comparison.dataset import REFERENCES, DataSet, Method, Row, draw_noise, seeded
 from comparison.pictures import pictures
 from comparison.points import points
 from comparison.samplers import last
@@ -18,11 +19,13 @@ from comparison.training import RECIPES
 
 Networks = Callable[[str], nn.Module]  # by the names of recipes
 DATASETS: dict[str, Callable[..., Any]] = {"points": points, "pictures": pictures}
-# The references of every measure, as rows: what draws them, called (data set, n, seed).
-REFERENCES: dict[str, Callable[[DataSet, int, int], Tensor]] = {
-    "noise": lambda those, count, seed: draw_noise(those, count, seeded(those, seed)),
-    "fresh data": lambda those, count, seed: those.draw(count, seed),
-}
+
+
+def measured(dataset: DataSet, samples: Tensor) -> tuple[float, ...]:
+    """Return the measures of samples; all NaN if a network exploded."""
+    if not samples.isfinite().all():
+        return (math.nan,) * len(dataset.measures)
+    return tuple(measure.of(dataset, samples) for measure in dataset.measures)
 
 
 def chosen(dataset: DataSet, names: Collection[str] | None = None) -> list[Method]:

@@ -207,10 +207,10 @@ def predictor_corrector(
     y: Tensor,
     *,
     snr: float = 0.16,
+    corrections: int = 1,
     generator: MaybeGenerator = None,
 ) -> Iterator[Tensor]:
-    """Draw by corrector and predictor on the VE SDE (the survey's figure 11), a state
-    after each pair.
+    """Draw by correctors and predictor on the VE SDE, figure 11, a state for each level.
 
     corrector: y <- y + e score + sqrt(2 e) z, e = 2 (snr mean norm(z) / mean norm(score))^2
     predictor: reverse diffusion, s^2 = here^2 - there^2
@@ -218,9 +218,10 @@ def predictor_corrector(
     """
     yield y
     for here, there in pairwise(levels.to(y)):
-        score, z = (denoiser(y, here) - y) / here**2, normal_like(y, generator)
-        e = 2 * (snr * z.norm(dim=1).mean() / score.norm(dim=1).mean()).square()
-        y = y + e * score + (2 * e).sqrt() * z
+        for _ in range(corrections):
+            score, z = (denoiser(y, here) - y) / here**2, normal_like(y, generator)
+            e = 2 * (snr * z.norm(dim=1).mean() / score.norm(dim=1).mean()).square()
+            y = y + e * score + (2 * e).sqrt() * z
         x_start, s2 = denoiser(y, here), (here**2 - there**2) * (there > 0)
         y = step(x_start, y, (there / here) ** 2, s2, generator)
         yield y

@@ -112,7 +112,7 @@ def test_every_method_makes_its_rows(name, method):
     those, steps = tiny(name), math.prod(map(int, method.steps.split(" x ")))
     method = method._replace(own=method.own or name)
     calls = {"langevin-denoised": steps + 1, "ve-pc": 2 * steps}
-    calls |= {"heun": 2 * steps - 1, "edm": 2 * steps - 1}
+    calls |= {"heun": 2 * steps - 1, "edm": 2 * steps - 1, "ve-pcc": 3 * steps}
     noise = torch.rand if method.box else torch.randn
     noise = noise(40, those.data.shape[1], generator=seeded_by(0))
     begin = method.levels[0].float() * (2 * noise - 1 if method.box else noise)
@@ -208,7 +208,7 @@ def test_networks_are_trained_or_loaded_as_asked(name, small, tmp_path, monkeypa
         training.save(own, training.RECIPES[own].network(), told)
     run_here = partial(run, name, "--samples", 3, "--output", tmp_path)
     got = [(method, steps) for method, _, steps in run_here("--seed", 5)]
-    assert {*got[2:]} == {(one.name, one.steps) for one in known if not one.slow}
+    assert {*got[4:]} == {(one.name, one.steps) for one in known if not one.slow}
     run_here("--train", "--methods", "noise")
     assert asked == []  # all are at hand, or none is needed
     run_here("--train", "--train-steps", 7, "--seed", 5, "--methods", "heun")
@@ -232,7 +232,10 @@ def test_another_picture_is_trained_for_and_not_saved(tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("pictures --methods vp-em", "noise, fresh data, ddim-cosine, ddpm-cosine"),
+        (
+            "pictures --methods vp-em",
+            "noise, gaussian, copies, fresh data, ddim-cosine",
+        ),
         ("points --output no/such", "cannot be written: No such file"),
         ("points --output {tmp}", "points.png would overwrite"),
         ("pictures --output {tmp}", "pictures.gif would overwrite"),
@@ -270,16 +273,25 @@ def test_tables_can_be_made(name, tmp_path, small, monkeypatch, capsys):
     monkeypatch.setattr(on_points, "DATA", small["points"])
     for module in (on_pictures, tables_command.trainings):
         monkeypatch.setattr(module, "MANY", 6)
-    monkeypatch.setattr(tables_command.trainings, "PAGE", tmp_path / "weights.js")
+    monkeypatch.setattr(on_pictures, "FEW", 3)
+    for module in (on_points, on_pictures, tables_command.trainings):
+        monkeypatch.setattr(module, "DOCS", tmp_path)
     monkeypatch.setattr("sys.argv", ["tables", name, "--seeds", "2"])
     tables_command.main()
     assert name != "points" or tables.network.cache_info().currsize == 2 * 2  # by seed
     printed = capsys.readouterr().out.splitlines()
     lines = [line.strip("| ").split("|") for line in printed if line[:1] == "|"]
     assert len(lines) >= 3 and len({len(line) for line in lines}) == 1
-    assert bool([*tmp_path.iterdir()]) == (name in ("play", "weights"))
+    files = {
+        "play": ["weights.js"],
+        "guidance": ["guidance.png"],
+        "poses": ["copies.png"],
+    }
+    files |= {name: [f"{name}.png"] for name in ("errors", "degradation")}
+    files["weights"] = ["hybrid.pt", "pictures.pt", "points.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files.get(name, [])
     lines = [[cell.strip() for cell in line] for line in lines]
-    if name == "survey":  # with 1000 steps DDPM alone is clipped
+    if name == "survey":  # with all steps DDPM alone is clipped
         ends = {line[0][:4]: line[1][-7:] for line in lines if line[2] == "1000"}
         assert ends["ddpm"] == "clipped" != ends["ddim"]
     if name == "half":  # the exact score's and a blur's are not those of fresh data

@@ -15,11 +15,12 @@ from scipy.spatial.distance import cdist, pdist
 from scipy.stats import kstest, wasserstein_distance
 from torch.nn.functional import avg_pool2d
 
-from comparison.dataset import draw_noise, measured, seeded
+from comparison.dataset import draw_noise, seeded
 from comparison.measures import frechet, nearest, principal, share_near, sliced
 from comparison.pictures import affine, pictures, posed, random_poses
-from comparison.rows import DATASETS
-from tests.common import HOMER, picture, seeded_by, white
+from comparison.posterior import posterior_variance
+from comparison.rows import DATASETS, measured
+from tests.common import HOMER, double, picture, seeded_by, white
 from tests.datasets import dataset
 from utils import image_to_vector
 
@@ -193,8 +194,9 @@ def test_pictures_hold_three_draws_and_draw_others():
     assert (
         torch.pdist(torch.cat([few.data, few.fresh, few.reference, *others])).min() > 1
     )
-    drawn = posed(faces.drawing, affine(faces.poses[:9]))
-    torch.testing.assert_close(drawn, faces.reference[:9], rtol=0, atol=1e-5)
+    for poses, data in zip(faces.poses, (faces.data, faces.fresh, faces.reference)):
+        drawn = posed(faces.drawing, affine(poses[:9]))
+        torch.testing.assert_close(drawn, data[:9], rtol=0, atol=1e-5)
 
 
 def test_the_identity_is_the_drawing():
@@ -268,6 +270,22 @@ def test_known_poses_are_found():
     error = next(m.of for m in faces.measures if m.name == "pose error")
     one, both = (error(replace(faces, fitted=count), drawn) for count in (5, 10))
     assert one > 0.2 and both < one
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 2.0])
+def test_the_posterior_of_a_linear_picture_has_a_closed_form(sigma):
+    """Of x_0 = A z, z from N(0, I): A (1 + A^T A / sigma^2)^-1 A^T; mirrored or not."""
+    matrix, generator = double(40, 5, seed=1).float(), seeded_by(2)
+    inverse = (torch.eye(5) + matrix.T @ matrix / sigma**2).inverse()
+    expected = (matrix @ inverse @ matrix.T).diagonal().mean().item()
+    got = []
+    for pose in random_poses(60, generator):
+        y = matrix @ pose[1:] + sigma * torch.randn(40, generator=generator)
+        of = (lambda poses: poses[:, 1:] @ matrix.T), pose, y, sigma, generator
+        got.append(posterior_variance(*of))
+    variance, draws = torch.tensor(got).unbind(dim=1)
+    assert variance.mean().item() == pytest.approx(expected, rel=0.05)
+    assert 50 < draws.median() < 400
 
 
 @pytest.mark.parametrize("count", [16, 2])

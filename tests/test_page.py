@@ -9,9 +9,9 @@ import pytest
 import torch
 from playwright.sync_api import sync_playwright
 
-from comparison.dataset import measured
 from comparison.denoisers import VELOCITY, Exact
 from comparison.levels import geometric, karras, linear, respaced, unit
+from comparison.rows import measured
 from comparison.samplers import ddim, ddpm, heun, langevin, normal_like
 from comparison.tables import TABLES, trainings
 from comparison.training import load
@@ -77,9 +77,11 @@ def replayed(x, seed, count):
 
 
 def test_the_data_are_the_drawing_and_the_committed_network(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainings, "PAGE", tmp_path / "weights.js")
+    monkeypatch.setattr(trainings, "DOCS", tmp_path)
     assert len([*TABLES["play"](1)]) == 2
-    assert filecmp.cmp(trainings.PAGE, ROOT / "docs" / "weights.js", shallow=False)
+    assert filecmp.cmp(
+        tmp_path / "weights.js", ROOT / "docs" / "weights.js", shallow=False
+    )
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "flow", "langevin"])

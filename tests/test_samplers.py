@@ -256,6 +256,7 @@ OPTIONS = {
     "ddpm_stale_alphas": [{"kept": 3}],
     "ddim": [{}, {"eta": 0.5}],
     "inpaint": [{"known": torch.zeros(2), "given": torch.tensor([True, False])}],
+    "predictor_corrector": [{}, {"corrections": 0}, {"corrections": 2}],
     "langevin": [{"steps": 4}, {"steps": 4, "denoise": True}],
 }
 RUNS = [(k, one) for k in SAMPLERS | OPTIONS for one in OPTIONS.get(k, [{}])]

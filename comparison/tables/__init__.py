@@ -7,14 +7,16 @@ sample standard deviation.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from comparison.dataset import DataSet, Method
-from comparison.rows import DATASETS, REFERENCES, Networks, cells, columns, table
+from comparison.dataset import REFERENCES, DataSet, Method
+from comparison.rows import DATASETS, Networks, cells, columns, table
 from comparison.training import fit, load
 
+DOCS = Path(__file__).parents[2] / "docs"
 Rows = Iterator[Sequence[object]]
 TABLES: dict[str, Callable[[int], Rows]] = {}
 

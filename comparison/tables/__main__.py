@@ -1,6 +1,7 @@
 """Print the tables of docs/comparison.md: `python -m comparison.tables [NAME]`."""
 
 import argparse
+from inspect import cleandoc
 
 from comparison.rows import show
 from comparison.tables import TABLES, pictures, points, trainings  # noqa: F401
@@ -20,7 +21,7 @@ def main() -> None:
     for name, rows in TABLES.items():
         quick = rows.__module__ != trainings.__name__
         if name == args.name or (quick and not args.name):
-            print(f"{name}: {rows.__doc__}\n", flush=True)
+            print(f"{name}: {cleandoc(rows.__doc__ or name)}\n", flush=True)
             show(rows(args.seeds))
             print()
 

@@ -3,13 +3,23 @@
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from typing import Any
 
-from comparison import levels, samplers
-from comparison.dataset import Method, measured
+import torch
+from torch.nn.functional import avg_pool2d
+from torch.special import ndtr
+
+from comparison import samplers
+from comparison.dataset import Method, draw_noise, seeded
+from comparison.denoisers import Exact
+from comparison.figures import plot_lines, save_png
+from comparison.levels import ARC, LINE, respaced
 from comparison.measures import frechet, principal
-from comparison.pictures import GREYS, METHODS
-from comparison.rows import cells, chosen, columns, over, over_runs, run
-from comparison.tables import Rows, dataset, network, over_seeds, tabled
+from comparison.pictures import GREYS, METHODS, random_poses
+from comparison.posterior import posterior_variance
+from comparison.rows import cells, chosen, columns, measured, over, over_runs, run
+from comparison.samplers import normal_like
+from comparison.tables import DOCS, Rows, dataset, network, over_seeds, tabled
 from comparison.training import RECIPES
 
 # A row draws MANY, of which FITTED are held against their nearest poses; the survey FEW.
@@ -38,13 +48,13 @@ def survey(seeds: int) -> Rows:
     def networks(name):
         return network("pictures", 0, name, RECIPES[name].steps)
 
-    methods, names = [], ("ddpm", "ddim")
-    for schedule, kept, name in product(("linear", "cosine"), (1000, 50), names):
-        row = levels.respaced(getattr(levels, schedule)(), kept)
-        words = f"{name}-{schedule}", f"{kept}", row, getattr(samplers, name)
+    methods, all_levels = [], {"linear": LINE, "cosine": ARC}
+    for schedule, few, name in product(all_levels, (False, True), ("ddpm", "ddim")):
+        row = respaced(all_levels[schedule], 50) if few else all_levels[schedule]
+        words = f"{name}-{schedule}", f"{len(row) - 1}", row, getattr(samplers, name)
         for clip in (GREYS, None):
-            # With 1000 steps, clipped DDPM and DDIM that is not clipped will do.
-            if kept == 50 or bool(clip) == (name == "ddpm"):
+            # With all steps, clipped DDPM and DDIM that is not clipped will do.
+            if few or bool(clip) == (name == "ddpm"):
                 methods.append(Method(*words, f"pictures-{schedule}", clip=clip))
     methods += [KNOWN["ddpm-stale-alphas", "50"], DDIM["50"]]
     methods += [KNOWN["langevin", "10 x 100"], KNOWN["ve-pc", "200"]]
@@ -73,3 +83,76 @@ def counts(seeds: int) -> Rows:
         ten = [draw(seed) for seed in range(10)]
         distances = ([frechet(x @ a, faces.reference @ a) for x in ten] for a in axes)
         yield [name, *(over(values, 2) for values in distances)]
+
+
+@tabled
+def errors(seeds: int) -> Rows:
+    """Mean squared errors by sigma: of the network, on training and on fresh pictures, of the
+    exact denoiser of the former on the latter, and the least possible. Writes errors.png.
+    """
+    names = ["network, training", "network, fresh", "exact of training, fresh", "least"]
+    yield ["sigma", *names, "effective draws"]
+    faces, trained = dataset("pictures"), network("pictures", 0, "pictures")
+    learned, copier = RECIPES["pictures"].target.denoiser(trained), Exact(faces.data)
+    asked = (faces.data, learned), (faces.fresh, copier), (faces.fresh, learned)
+
+    def run(sigma: float, seed: int) -> list[float]:
+        generator, values, y = seeded(faces, seed), [], faces.fresh
+        for x_start, denoiser in asked:
+            y = x_start + sigma * normal_like(x_start, generator)
+            off = denoiser(y, y.new_tensor(sigma)) - x_start
+            values.append(off.square().mean().item())
+        pairs = zip(faces.poses[1][:FEW], y)
+        some = [posterior_variance(faces.at, *pair, sigma, generator) for pair in pairs]
+        least, draws = torch.tensor(some).unbind(dim=1)
+        return [*values, least.mean().item(), draws.median().item()]
+
+    sigmas, lines = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0), []
+    for sigma in sigmas:
+        runs = [run(sigma, seed) for seed in range(seeds)]
+        yield [sigma, *over_runs(runs, (5, 5, 5, 5, 0))]
+        lines.append(torch.tensor(runs).mean(dim=0)[:4].tolist())
+    panels = {"error per pixel": dict(zip(names, zip(*lines)))}
+    axes = {"xlabel": "sigma", "xscale": "log", "yscale": "log"}
+    save_png(plot_lines(sigmas, panels, **axes), DOCS / "errors.png")
+
+
+@tabled
+def degradation(seeds: int) -> Rows:
+    """Fresh pictures spoilt in five ways: by how many deviations of ten draws of fresh
+    pictures each measure moves. Writes docs/degradation.png.
+    """
+    faces = replace(dataset("pictures"), fitted=FEW)
+    names = [measure.name for measure in faces.measures]
+    yield ["pictures", "strength", *names]
+    fresh = torch.tensor([measured(faces, faces.draw(MANY, k)) for k in range(10)])
+    mean, deviation = fresh.mean(dim=0), fresh.std(dim=0)
+    numbers, strengths = torch.tensor([0.0, 1, 1, 1, 1, 1]), (0.0, 0.05, 0.1, 0.2, 0.4)
+    spoilt: dict[str, Any] = {
+        "grey noise": lambda x, s, noise, *_: x + s / 2 * noise,
+        "blur": lambda x, s, *_: x + s * (blur(x) - x),
+        "paler ink": lambda x, s, *_: x + s * (1 - x),
+        "narrower poses": lambda x, s, _, own: faces.at(own * (1 - s * numbers)),
+        "copies": lambda x, s, z, _: faces.data[: len(x)].where(ndtr(z[:, :1]) < s, x),
+    }
+
+    def blur(x):
+        ink = (1 - x).view(-1, 1, faces.side, faces.side)
+        return 1 - avg_pool2d(ink, 3, 1, 1).flatten(1)
+
+    def moved(name: str, s: float, seed: int) -> list[float]:
+        own = random_poses(MANY, seeded(faces, 2000 + seed))
+        noise = draw_noise(faces, MANY, seeded(faces, seed))
+        values = measured(faces, spoilt[name](faces.at(own), s, noise, own))
+        return ((torch.tensor(values) - mean) / deviation).tolist()
+
+    panels = {}
+    for name in spoilt:
+        lines = []
+        for s in strengths:
+            runs = [moved(name, s, seed) for seed in range(seeds)]
+            yield [name, s, *over_runs(runs, [1] * len(names))]
+            lines.append(torch.tensor(runs).mean(dim=0).tolist())
+        panels[name] = dict(zip(names, zip(*lines)))
+    axes = {"xlabel": "strength", "ylabel": "deviations", "yscale": "symlog"}
+    save_png(plot_lines(strengths, panels, **axes), DOCS / "degradation.png")

@@ -1,8 +1,9 @@
 """The tables about points. Seeds are those of training and of sampling."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from time import perf_counter
 from typing import Any
 
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor
 
 from comparison import denoisers, levels, objectives, samplers
-from comparison.dataset import draw_noise, measured, seeded
+from comparison.dataset import draw_noise, seeded
 from comparison.denoisers import Denoiser
+from comparison.figures import plot_clouds, save_png
 from comparison.measures import share_near
-from comparison.rows import chosen, over_runs
-from comparison.tables import Rows, dataset, network, over_seeds, tabled
+from comparison.points import ENDS, LINE
+from comparison.rows import chosen, measured, over_runs
+from comparison.samplers import normal_like
+from comparison.tables import DOCS, Rows, dataset, network, over_seeds, tabled
 from comparison.training import RECIPES, fit, train
 
 DATA = dataset("points")
@@ -22,29 +26,22 @@ SAMPLES = DATA.samples
 NAMES, DIGITS = zip(*((measure.name, measure.digits) for measure in DATA.measures))
 
 
-def _noise(seed: int, count: int) -> Tensor:
-    return draw_noise(DATA, count, seeded(DATA, seed))
-
-
-def _drawn(denoiser: Denoiser, sigmas: Tensor, seed: int, **how: Any) -> Tensor:
+def _drawn(
+    denoiser: Denoiser,
+    sigmas: Tensor,
+    seed: int,
+    sampler: Callable[..., Iterator[Tensor]] = samplers.ddpm,
+    **how: Any,
+) -> Tensor:
     how["generator"] = seeded(DATA, seed)
     y = sigmas[0].item() * draw_noise(DATA, SAMPLES, how["generator"])
-    return samplers.last(samplers.ddpm(denoiser, sigmas, y, **how))
+    return samplers.last(sampler(denoiser, sigmas, y, **how))
 
 
 @tabled
 def references(seeds: int) -> Rows:
-    """Ten draws of fresh data, of noise, and of what the Frechet distance cannot tell."""
-    yield ["2,000 draws from", *NAMES]
-    factor = torch.linalg.cholesky(DATA.data.T.cov())
-    draws: dict[str, Callable[[int], Tensor]] = {
-        "fresh data": partial(DATA.draw, SAMPLES),
-        "noise": partial(_noise, count=SAMPLES),
-        "N(its mean, its covariance)": lambda seed: _noise(seed, SAMPLES) @ factor.T,
-    }
-    for name, draw in draws.items():
-        runs = (measured(DATA, draw(seed)) for seed in range(10))
-        yield [name, *over_runs(runs, DIGITS)]
+    """Ten draws of each reference of the command's table."""
+    yield from over_seeds(DATA, [], 10)
 
 
 @tabled
@@ -64,25 +61,22 @@ def own(seeds: int) -> Rows:
 def covariance(seeds: int) -> Rows:
     """Learned covariance, (20): DDPM 50 with each variance, and the bound's terms, (16)."""
     yield ["denoiser", "variance", *NAMES, "bound, t = 2..50, nats/dim"]
-    sigmas, exact = levels.respaced(levels.linear(), 50), denoisers.Exact(DATA.data)
+    sigmas, exact = levels.respaced(LINE, 50), denoisers.Exact(DATA.data)
 
     def run(kind: str, name: str, seed: int) -> list[float]:
-        if kind == "exact":
-            denoiser, own_variance = exact, denoisers.best_variance(exact)
-        else:
+        denoiser, variance = exact, denoisers.best_variance(exact)
+        if kind == "learned":
             trained = network("points", seed, "hybrid")
             denoiser = denoisers.HYBRID.denoiser(trained)
-            own_variance = denoisers.learned_variance(trained, sigmas)
-        variance = {"beta": "beta", "beta~": "posterior"}.get(name, own_variance)
+            variance = denoisers.learned_variance(trained, sigmas)
+        variance = denoisers.NAMED.get(name, variance)
         of = denoiser, sigmas, DATA.data, variance, seeded(DATA, seed)
-        terms = objectives.bound_terms(*of)
         drawn = _drawn(denoiser, sigmas, seed, variance=variance)
-        return [*measured(DATA, drawn), terms.sum().item()]
+        return [*measured(DATA, drawn), objectives.bound_terms(*of).sum().item()]
 
-    for kind, own_name in (("exact", "the best"), ("learned", "learned")):
-        for name in ("beta", "beta~", own_name):
-            runs = (run(kind, name, seed) for seed in range(seeds))
-            yield [kind, name, *over_runs(runs, (*DIGITS, 3))]
+    for row in product(("exact", "learned"), ("beta", "posterior", "its own")):
+        runs = (run(*row, seed) for seed in range(seeds))
+        yield [*row, *over_runs(runs, (*DIGITS, 3))]
 
 
 @tabled
@@ -90,19 +84,19 @@ def half(seeds: int) -> Rows:
     """Trained on every second point: what is covered of those seen and of the others."""
     yield "within half a pixel", "coverage of seen points", "of unseen", "precision"
     seen, unseen = DATA.data[::2], DATA.data[1::2]
-    part, line = replace(DATA, data=seen), levels.linear()
+    part = replace(DATA, data=seen)
 
     def blurred(seed: int) -> Tensor:
-        noise = 0.3 * DATA.pixel * _noise(1000 + seed, SAMPLES)
-        return part.draw(SAMPLES, seed) + noise
+        noise = draw_noise(DATA, SAMPLES, seeded(DATA, 1000 + seed))
+        return part.draw(SAMPLES, seed) + 0.3 * DATA.pixel * noise
 
     def learned(seed: int) -> Tensor:
         trained = fit("points", part, seed=seed)
-        return _drawn(RECIPES["points"].target.denoiser(trained), line, seed)
+        return _drawn(RECIPES["points"].target.denoiser(trained), LINE, seed)
 
     draws: dict[str, Callable[[int], Tensor]] = {
         "network": learned,
-        "exact score of the seen": partial(_drawn, denoisers.Exact(seen), line),
+        "exact score of the seen": partial(_drawn, denoisers.Exact(seen), LINE),
         "the seen, blurred by 0.3 px": blurred,
         "fresh data": partial(DATA.draw, SAMPLES),
     }
@@ -133,9 +127,40 @@ def matching(seeds: int) -> Rows:
             loss = train(trained, objective, DATA.data, steps=2000, seed=seed)
             seconds = perf_counter() - began
             x = DATA.data.repeat(10, 1)
-            x, level = x + sigma * _noise(seed, len(x)), x.new_tensor(sigma)
+            x = x + sigma * normal_like(x, seeded(DATA, seed))
+            level = x.new_tensor(sigma)
             true = (x - exact(x, level)) / level
             with torch.no_grad():
                 off = (trained(x, level) - true).square().mean() / true.square().mean()
             runs.append((off.item(), loss[-300:].mean().item(), seconds))
         yield [name, *over_runs(runs, (3, 2, 0))]
+
+
+@tabled
+def guidance(seeds: int) -> Rows:
+    """Two exact scores, guided by w to the points on the right, the target whatever w is."""
+    yield ["method", "steps", "w", *NAMES]
+    part = replace(DATA, data=DATA.data[DATA.data[:, 0] > 0.5])
+    of_all, of_part = denoisers.Exact(DATA.data), denoisers.Exact(part.data)
+    methods = {
+        "heun 40": (levels.karras(*ENDS, 40), samplers.heun),
+        "heun 300": (levels.karras(*ENDS, 300), samplers.heun),
+        "ddpm-linear 1000": (LINE, samplers.ddpm),
+        "langevin 10x100": (levels.geometric(), samplers.langevin),
+        "langevin 10x400": (levels.geometric(), partial(samplers.langevin, steps=400)),
+    }
+    columns = [[("the points on the right", part.in_main_units(part.data))]]
+    for name, (sigmas, sampler) in methods.items():
+        columns.append([])
+        for w in (0, 1, 3):
+
+            def guided(y: Tensor, sigma: Tensor, w: int = w) -> Tensor:
+                x_start = of_part(y, sigma)
+                return x_start + w * (x_start - of_all(y, sigma))
+
+            draws = [_drawn(guided, sigmas, seed, sampler) for seed in range(seeds)]
+            cloud = f"{name}\nw = {w}", part.in_main_units(draws[0])
+            columns[-1].append(cloud)
+            runs = (measured(part, drawn) for drawn in draws)
+            yield [*name.split(), f"{w}", *over_runs(runs, DIGITS)]
+    save_png(plot_clouds(columns), DOCS / "guidance.png")

@@ -2,15 +2,12 @@
 
 from base64 import b64encode
 from dataclasses import replace
-from pathlib import Path
 from time import perf_counter
 
 from comparison.rows import chosen
-from comparison.tables import Rows, dataset, network, over_seeds, tabled
+from comparison.tables import DOCS, Rows, dataset, network, over_seeds, tabled
 from comparison.tables.pictures import DDIM, FITTED, MANY
 from comparison.training import RECIPES, fit, load, save, trained_on
-
-PAGE = Path(__file__).parents[2] / "docs" / "weights.js"
 
 
 @tabled
@@ -41,8 +38,8 @@ def play(seeds: int) -> Rows:
     text = "// Written by `python -m comparison.tables play`.\n"
     for name, data in parts.items():
         text += f'const {name} =\n  "{b64encode(data).decode()}";\n'
-    PAGE.write_text(text)
-    yield f"docs/{PAGE.name}", len(text)
+    (DOCS / "weights.js").write_text(text)
+    yield "docs/weights.js", len(text)
 
 
 @tabled
@@ -59,5 +56,8 @@ def copies(seeds: int) -> Rows:
     """A control: the same network trained on 50 pictures, held against 50 others too."""
     faces = dataset("pictures")
     few = replace(faces, data=faces.data[:50], fresh=faces.fresh[:50], samples=MANY)
-    rows, copier = (few, [DDIM["50"]], seeds, ["fresh data"]), fit("pictures", few)
+    rows, copier = (
+        (few, [DDIM["50"]], seeds, ["fresh data", "copies"]),
+        fit("pictures", few),
+    )
     yield from over_seeds(*rows, lambda _: copier)
