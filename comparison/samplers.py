@@ -107,6 +107,8 @@ def ddim(
     With eta = 1 it is DDPM with beta~_t, with 0 deterministic: Euler's method on the
     probability flow, and on `straight` levels the sampler of rectified flow.
     """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be 0 to 1, got {eta}")
     yield y
     for here, there in pairwise(levels.to(y)):
         s2 = eta**2 * posterior(y, here, there)
@@ -210,7 +212,7 @@ def predictor_corrector(
     corrections: int = 1,
     generator: MaybeGenerator = None,
 ) -> Iterator[Tensor]:
-    """Draw by correctors and predictor on the VE SDE, figure 11, a state for each level.
+    """Draw by correctors and predictor on the VE SDE, the survey's figure 11, a state a level.
 
     corrector: y <- y + e score + sqrt(2 e) z, e = 2 (snr mean norm(z) / mean norm(score))^2
     predictor: reverse diffusion, s^2 = here^2 - there^2

@@ -91,6 +91,12 @@ def vp(sigmas):
     return [(1 / math.hypot(1, r), r / math.hypot(1, r)) for r in sigmas.tolist()]
 
 
+def stale(kept):
+    rows = vp(levels.linear())
+    visited = [round(999 * k / (kept - 1)) for k in range(kept)]
+    return [*((*rows[k], rows[k + 1]) for k in visited), (1, 0)]
+
+
 def ve(sigmas, steps):
     return [*((1, r) for r in sigmas[:-1].tolist() for _ in range(steps)), (1, 0)]
 
@@ -101,12 +107,11 @@ TIMED = [(*row, s) for row, s in zip(vp(ON_VP), TIMES.tolist())]
 ON_LINE = [(1 - s, s) for s in (0.999 * k / 6 for k in range(6, -1, -1))]
 SHORT, FEW = levels.respaced(levels.linear(), 8), levels.geometric(3, 2.0, 0.3)
 PARTS = {"known": double(3, 2, seed=4), "given": torch.tensor([True, False])}
-ROWS = vp(levels.linear())
-STALE = [*((*ROWS[k], ROWS[k + 1]) for k in (round(999 * i / 49) for i in range(50)))]
 CASES = [
     (samplers.ddpm, SHORT, {}, vp(SHORT), ddpm_step),
     (samplers.ddpm, SHORT, {"variance": "posterior"}, vp(SHORT), ddpm_step),
-    (samplers.ddpm_stale_alphas, levels.linear(), {}, [*STALE, (1, 0)], stale_step),
+    (samplers.ddpm_stale_alphas, levels.linear(), {}, stale(50), stale_step),
+    (samplers.ddpm_stale_alphas, levels.linear(), {"kept": 4}, stale(4), stale_step),
     (samplers.ddim, FEW, {"eta": 0.5}, vp(FEW), ddim_step),
     (samplers.ddim, levels.straight(6), {}, ON_LINE, ddim_step),
     (samplers.encode, SHORT, None, vp(SHORT)[::-1], encode_step),
@@ -282,3 +287,9 @@ def test_every_state_is_given_and_the_seed_alone_decides(name, options, dtype):
     assert torch.equal(run(0)[0], states)
     assert torch.equal(run(1)[0], states) == deterministic
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
+def test_ddim_refuses_eta_outside_0_to_1(eta):
+    with pytest.raises(ValueError, match=f"eta must be 0 to 1, got {eta}"):
+        next(samplers.ddim(wavy_denoiser, SHORT, double(2, 2), eta=eta))
