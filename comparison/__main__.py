@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in networks:
         networks[name] = networks[name] or fit(name, dataset, **fitting)
 
-    references = [name for name in REFERENCES if name in (args.methods or names)]
+    references = [name for name in REFERENCES if name in (args.methods or REFERENCES)]
     options = args.samples or dataset.samples, args.seed, networks.__getitem__
     made: list[Row] = []
 

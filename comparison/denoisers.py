@@ -114,9 +114,8 @@ def interpolated(v: Tensor, above: Tensor, here: Tensor, there: Tensor) -> Tenso
     smallest level, used only where there is 0.
     """
     first = (there == 0).to(v.dtype)
-    small = posterior(v, here, there) + first * posterior(v, above, here) / (
-        1 + here**2
-    )
+    second = posterior(v, above, here) / (1 + here**2)
+    small = posterior(v, here, there) + first * second
     return torch.exp(v * beta(v, here, there).log() + (1 - v) * small.log())
 
 

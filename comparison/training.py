@@ -146,14 +146,12 @@ def load(
     name: str, dataset: DataSet, *, steps: int | None = None, seed: int = 0
 ) -> nn.Module | None:
     """Return the network that `fit` would, from its recipe's file; None if it holds none."""
-    file, network = WEIGHTS / f"{name}.pt", RECIPES[name].untrained(seed)
+    file, told = WEIGHTS / f"{name}.pt", trained_on(name, dataset, steps, seed)
     if not file.exists():
         return None
     content = torch.load(file, weights_only=True, map_location="cpu")
-    if (
-        not trained_on(name, dataset, steps, seed).items()
-        <= content["trained_on"].items()
-    ):
+    if not told.items() <= content["trained_on"].items():
         return None
+    network = RECIPES[name].untrained(seed)
     network.load_state_dict(content["weights"])
     return network.to(dataset.data.device).eval().requires_grad_(False)

@@ -140,19 +140,19 @@ def degradation(seeds: int) -> Rows:
         ink = (1 - x).view(-1, 1, faces.side, faces.side)
         return 1 - avg_pool2d(ink, 3, 1, 1).flatten(1)
 
-    def moved(name: str, s: float, seed: int) -> list[float]:
+    bases, panels = [], {}
+    for seed in range(seeds):
         own = random_poses(MANY, seeded(faces, 2000 + seed))
         noise = draw_noise(faces, MANY, seeded(faces, seed))
-        values = measured(faces, spoilt[name](faces.at(own), s, noise, own))
-        return ((torch.tensor(values) - mean) / deviation).tolist()
-
-    panels = {}
+        bases.append((faces.at(own), noise, own))
     for name in spoilt:
         lines = []
         for s in strengths:
-            runs = [moved(name, s, seed) for seed in range(seeds)]
-            yield [name, s, *over_runs(runs, [1] * len(names))]
-            lines.append(torch.tensor(runs).mean(dim=0).tolist())
+            drawn = (spoilt[name](x, s, noise, own) for x, noise, own in bases)
+            values = torch.tensor([measured(faces, x) for x in drawn])
+            moved = (values - mean) / deviation
+            yield [name, s, *over_runs(moved.tolist(), [1] * len(names))]
+            lines.append(moved.mean(dim=0).tolist())
         panels[name] = dict(zip(names, zip(*lines)))
     axes = {"xlabel": "strength", "ylabel": "deviations", "yscale": "symlog"}
     save_png(plot_lines(strengths, panels, **axes), DOCS / "degradation.png")

@@ -56,8 +56,5 @@ def copies(seeds: int) -> Rows:
     """A control: the same network trained on 50 pictures, held against 50 others too."""
     faces = dataset("pictures")
     few = replace(faces, data=faces.data[:50], fresh=faces.fresh[:50], samples=MANY)
-    rows, copier = (
-        (few, [DDIM["50"]], seeds, ["fresh data", "copies"]),
-        fit("pictures", few),
-    )
-    yield from over_seeds(*rows, lambda _: copier)
+    known, copier = ["fresh data", "copies"], fit("pictures", few)
+    yield from over_seeds(few, [DDIM["50"]], seeds, known, lambda _: copier)
