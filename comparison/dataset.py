@@ -25,8 +25,7 @@ class Method(NamedTuple):
 
     With the exact denoiser it shows what the sampler loses, with a network what learning
     loses. own: the recipe of the network that its paper trains, if any; the command uses
-    the data set's. box: it starts uniform in a box of half-side levels[0], not from N(0,
-    levels[0]^2 I). clip: where a network's estimate of x_0 is kept. learns_variance: its
+    the data set's. clip: where a network's estimate of x_0 is kept. learns_variance: its
     variance is the denoiser's own. slow: it is run only if asked for. filmed: in the film.
     """
 
@@ -35,7 +34,6 @@ class Method(NamedTuple):
     levels: Tensor
     sampler: Callable[..., Iterator[Tensor]]
     own: str = ""
-    box: bool = False
     clip: tuple[float, float] | None = None
     learns_variance: bool = False
     denoisers: tuple[str, ...] = ("exact", "learned")
@@ -81,13 +79,9 @@ def seeded(dataset: DataSet, seed: int) -> torch.Generator:
     return torch.Generator(dataset.data.device).manual_seed(int(seed))
 
 
-def draw_noise(
-    dataset: DataSet, samples: int, generator: torch.Generator, box: bool = False
-) -> Tensor:
-    """Draw from N(0, I), (samples, D), or uniformly from the box between -1 and 1."""
+def draw_noise(dataset: DataSet, samples: int, generator: torch.Generator) -> Tensor:
+    """Draw from N(0, I), (samples, D)."""
     y = dataset.data.new_empty(samples, dataset.data.shape[1])
-    if box:
-        return y.uniform_(-1, 1, generator=generator)
     return y.normal_(generator=generator)
 
 

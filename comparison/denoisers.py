@@ -42,17 +42,12 @@ class Exact:
 
     def _means(self, y: Tensor, sigma: Tensor, *values: Tensor) -> list[Tensor]:
         """Return E[value of x_0 | y] for each table of values, (n, D)."""
-        allowed, parts = torch.get_float32_matmul_precision(), []
-        torch.set_float32_matmul_precision("highest")  # TF32 would move points
-        try:
+        parts, precision = [], (1 / sigma.square()).expand(len(y), 1)
+        for some, a in zip(y.split(self.rows), precision.split(self.rows)):
             # What all x^i have in common, norm(y)^2, the softmax would take out.
-            precision = (1 / sigma.square()).expand(len(y), 1)
-            for some, a in zip(y.split(self.rows), precision.split(self.rows)):
-                logits = torch.addmm(-a * self.half_norms, some * a, self.data.T)
-                weights = logits.softmax(dim=1)
-                parts.append([weights @ value for value in values])
-        finally:
-            torch.set_float32_matmul_precision(allowed)
+            logits = torch.addmm(-a * self.half_norms, some * a, self.data.T)
+            weights = logits.softmax(dim=1)
+            parts.append([weights @ value for value in values])
         return [torch.cat(part) for part in zip(*parts)]
 
 
@@ -102,9 +97,6 @@ def beta(y: Tensor, here: Tensor, there: Tensor) -> Tensor:
 def posterior(y: Tensor, here: Tensor, there: Tensor) -> Tensor:
     """Return s^2 in y for sigma_t^2 = beta~_t: the variance of q(y there | y here, x_0)."""
     return there**2 * (here**2 - there**2) / here**2
-
-
-NAMED = {"beta": beta, "posterior": posterior}
 
 
 def interpolated(v: Tensor, above: Tensor, here: Tensor, there: Tensor) -> Tensor:

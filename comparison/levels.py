@@ -57,11 +57,6 @@ def ve_sigma(s: Tensor) -> Tensor:
     return 0.01 * 5000**s
 
 
-def ve_sde(steps: int = 200) -> Tensor:
-    """Return the levels of the VE SDE at even times."""
-    return geometric(steps, 50.0, 0.01)
-
-
 def vp_sde(steps: int = 1000) -> Tensor:
     """Return the levels of the VP SDE of Song et al. (2021) at even times 1, ..., 1e-3."""
     return to_zero(vp_sigma(torch.linspace(1, 1e-3, steps, dtype=torch.float64)))
@@ -109,4 +104,4 @@ def respaced(levels: Tensor, kept: int) -> Tensor:
     return to_zero(levels[kept_rows(len(levels) - 1, kept)])
 
 
-LINE, ARC = linear(), cosine()
+LINEAR, COSINE = linear(), cosine()

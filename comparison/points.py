@@ -13,8 +13,9 @@ from torch import Tensor
 
 from comparison import levels, samplers
 from comparison.dataset import Measure, Method, Row, draw_copies
+from comparison.denoisers import posterior
 from comparison.figures import cloud_sheets, hues, plot_clouds
-from comparison.levels import ARC, LINE, respaced
+from comparison.levels import COSINE, LINEAR, respaced
 from comparison.measures import frechet, share_near, sliced
 from utils import IMG_SIZE, ImageFile, image_to_vector
 
@@ -30,50 +31,43 @@ def _px(of: Callable[[Tensor, Tensor], float]) -> Callable[["Points", Tensor], f
 
 
 MEASURES: tuple[Measure, ...] = (
-    Measure(
-        "precision", 1, _px(share_near), "samples within 1 px, %, higher is better"
-    ),
-    Measure("coverage", 1, _px(_covered), "points within 1 px, %, higher is better"),
-    Measure("sliced W1", 2, _px(sliced), "over 32 directions, px, lower is better"),
-    Measure("frechet", 2, _px(frechet), "of the coordinates, px^2, lower is better"),
+    Measure("precision", 1, _px(share_near), "samples within 1 px, %, more is better"),
+    Measure("coverage", 1, _px(_covered), "points within 1 px, %, more is better"),
+    Measure("sliced W1", 2, _px(sliced), "over 32 directions, px, less is better"),
+    Measure("frechet", 2, _px(frechet), "of the coordinates, px^2, less is better"),
 )
-ENDS = LINE[0].item(), LINE[-2].item()
-_posterior = partial(samplers.ddpm, variance="posterior")
+ENDS = LINEAR[0].item(), LINEAR[-2].item()
+_posterior = partial(samplers.ddpm, variance=posterior)
 _denoised = partial(samplers.langevin, denoise=True)
-_predictor = partial(samplers.predictor_corrector, corrections=0)
-_corrected = partial(samplers.predictor_corrector, corrections=2)
+_predictor, _corrected, _twice_corrected = (
+    partial(samplers.predictor_corrector, corrections=count) for count in range(3)
+)
+_filmed = partial(Method, filmed=True)
 _learning = partial(Method, own="hybrid", learns_variance=True)
-_annealed = partial(Method, levels=levels.geometric(), own="geometric", box=True)
+_annealed = partial(Method, levels=levels.geometric(), own="geometric")
 METHODS: tuple[Method, ...] = (
-    Method("ddpm-linear", "1000", LINE, samplers.ddpm, "simple", filmed=True),
-    Method("ddpm-linear", "50", respaced(LINE, 50), samplers.ddpm, "simple"),
-    Method("ddpm-posterior", "50", respaced(LINE, 50), _posterior),
-    _learning("ddpm-learned", "50", respaced(LINE, 50), samplers.ddpm),
-    Method("ddpm-stale-alphas", "50", LINE, samplers.ddpm_stale_alphas),
-    Method("ddpm-cosine", "1000", ARC, samplers.ddpm, "cosine"),
-    Method("ddpm-cosine", "50", respaced(ARC, 50), samplers.ddpm, "cosine"),
-    Method("ddim-linear", "1000", LINE, samplers.ddim, "simple"),
-    Method(
-        "ddim-linear", "50", respaced(LINE, 50), samplers.ddim, "simple", filmed=True
-    ),
-    Method("ddim-linear", "20", respaced(LINE, 20), samplers.ddim, "simple"),
-    Method("ddim-linear", "10", respaced(LINE, 10), samplers.ddim, "simple"),
-    Method("ddim-cosine", "50", respaced(ARC, 50), samplers.ddim, "cosine"),
+    _filmed("ddpm-linear", "1000", LINEAR, samplers.ddpm, "simple"),
+    Method("ddpm-linear", "50", respaced(LINEAR, 50), samplers.ddpm, "simple"),
+    Method("ddpm-posterior", "50", respaced(LINEAR, 50), _posterior),
+    _learning("ddpm-learned", "50", respaced(LINEAR, 50), samplers.ddpm),
+    Method("ddpm-stale-alphas", "50", LINEAR, samplers.ddpm_stale_alphas),
+    Method("ddpm-cosine", "1000", COSINE, samplers.ddpm, "cosine"),
+    Method("ddpm-cosine", "50", respaced(COSINE, 50), samplers.ddpm, "cosine"),
+    Method("ddim-linear", "1000", LINEAR, samplers.ddim, "simple"),
+    _filmed("ddim-linear", "50", respaced(LINEAR, 50), samplers.ddim, "simple"),
+    Method("ddim-linear", "10", respaced(LINEAR, 10), samplers.ddim, "simple"),
+    Method("ddim-cosine", "50", respaced(COSINE, 50), samplers.ddim, "cosine"),
     Method("ddim-karras", "50", levels.karras(*ENDS, 50), samplers.ddim),
     Method("ddim-karras", "10", levels.karras(*ENDS, 10), samplers.ddim),
     _annealed("langevin", "10 x 100", sampler=samplers.langevin, filmed=True),
     _annealed("langevin-denoised", "10 x 100", sampler=_denoised),
-    Method(
-        "ve-pc", "200", levels.ve_sde(), samplers.predictor_corrector, "ve", filmed=True
-    ),
-    Method("ve-p", "400", levels.ve_sde(400), _predictor, "ve"),
-    Method("ve-pcc", "133", levels.ve_sde(133), _corrected, "ve"),
+    Method("ve-p", "400", levels.geometric(400, 50.0), _predictor, "ve"),
+    Method("ve-pc", "200", levels.geometric(200, 50.0), _corrected, "ve", filmed=True),
+    Method("ve-pcc", "133", levels.geometric(133, 50.0), _twice_corrected, "ve"),
     Method("vp-em", "1000", levels.vp_sde(), samplers.euler_maruyama, "vp"),
     Method("heun", "18", levels.karras(*ENDS), samplers.heun, "vp"),
-    Method("heun", "40", levels.karras(*ENDS, 40), samplers.heun, "vp"),
     Method("edm", "18", levels.karras(80.0, 0.002), samplers.heun, "edm"),
     # On straight levels Euler's steps are DDIM's.
-    Method("rectified-flow", "1", levels.straight(1), samplers.ddim, "rectified"),
     Method("rectified-flow", "10", levels.straight(10), samplers.ddim, "rectified"),
     Method("rectified-flow", "100", levels.straight(100), samplers.ddim, "rectified"),
 )

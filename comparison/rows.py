@@ -69,7 +69,7 @@ def states(
         variance = partial(denoisers.best_variance, network)
     if method.learns_variance:
         options["variance"] = variance()
-    y = draw_noise(dataset, samples, generator, method.box)
+    y = draw_noise(dataset, samples, generator)
     y, options["generator"] = method.levels[0].item() * y, generator
     return counted, method.sampler(denoiser, method.levels, y, **options)
 

@@ -19,7 +19,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from comparison.denoisers import NAMED, Denoiser, Variance, beta, posterior
+from comparison.denoisers import Denoiser, Variance, beta, posterior
 from comparison.levels import kept_rows, vp_time
 
 MaybeGenerator = torch.Generator | None
@@ -49,18 +49,17 @@ def ddpm(
     levels: Tensor,
     y: Tensor,
     *,
-    variance: str | Variance = "beta",
+    variance: Variance = beta,
     generator: MaybeGenerator = None,
 ) -> Iterator[Tensor]:
     """Draw by DDPM, Ho et al.'s algorithm 2, without noise in the last step.
 
     x_{t-1} = (x_t - beta_t / sqrt(1 - abar_t) eps) / sqrt(alpha_t) + sigma_t z
-    variance: "beta", "posterior", or what returns s^2 = sigma_t^2 / abar_{t-1}.
+    variance: s^2 = sigma_t^2 / abar_{t-1}, `beta` or `posterior` for instance.
     """
-    of = variance if callable(variance) else NAMED[variance]
     yield y
     for here, there in pairwise(levels.to(y)):
-        x_start, s2 = denoiser(y, here), of(y, here, there) * (there > 0)
+        x_start, s2 = denoiser(y, here), variance(y, here, there) * (there > 0)
         y = step(x_start, y, (there / here) ** 2, s2, generator)
         yield y
 

@@ -17,7 +17,6 @@ from comparison.levels import (
     straight,
     to_zero,
     unit,
-    ve_sde,
     ve_sigma,
     vp_sde,
     vp_sigma,
@@ -32,7 +31,7 @@ def close(got, expected, rtol=1e-9):
 
 
 @pytest.mark.parametrize("of, count", [
-    (linear, 1000), (cosine, 1000), (geometric, 10), (ve_sde, 200), (vp_sde, 1000),
+    (linear, 1000), (cosine, 1000), (geometric, 10), (vp_sde, 1000),
     (straight, 100), (lambda: karras(5.0, 0.1), 18),
 ])  # fmt: skip
 def test_levels_fall_to_zero_in_double_precision(of, count):
@@ -53,7 +52,11 @@ def test_alpha_bars_are_those_of_diffusers(of, kind, steps):
 
 @pytest.mark.parametrize(
     "levels, low, high",
-    [(geometric(), 0.01, 5), (geometric(5, 3, 0.2), 0.2, 3), (ve_sde(11), 0.01, 50)],
+    [
+        (geometric(), 0.01, 5),
+        (geometric(5, 3, 0.2), 0.2, 3),
+        (geometric(11, 50.0), 0.01, 50),
+    ],
 )
 def test_geometric_levels_are_those_of_diffusers(levels, low, high):
     theirs = ScoreSdeVeScheduler(len(levels) - 1, sigma_min=low, sigma_max=high)
@@ -61,7 +64,11 @@ def test_geometric_levels_are_those_of_diffusers(levels, low, high):
 
 
 def test_the_level_of_the_ve_sde_at_a_time():
-    close(ve_sigma(torch.linspace(1, 0, 200).double()), ve_sde()[:-1], rtol=1e-6)
+    close(
+        ve_sigma(torch.linspace(1, 0, 200).double()),
+        geometric(200, 50.0)[:-1],
+        rtol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("s", [1e-9, 1e-3, 0.3, 1.0])

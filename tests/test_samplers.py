@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, ScoreSdeVeScheduler
 from scipy.integrate import solve_ivp
 
 from comparison import levels, samplers
-from comparison.denoisers import Exact, learned_variance
+from comparison.denoisers import Exact, beta, learned_variance, posterior
 from comparison.samplers import last
 from diffusion import PredictNoise, denoise_with_mu, noise_schedule
 from tests.common import double, seeded_by
@@ -37,12 +37,12 @@ def score_of(x, signal, noise):
     return (signal * MEAN - x) @ total.inverse()
 
 
-def ddpm_step(x, here, there, z, variance="beta"):
+def ddpm_step(x, here, there, z, variance=beta):
     """Ho et al. (2020), algorithm 2."""
     (signal, noise), (signal_prev, noise_prev) = here, there
     alpha, eps = (signal / signal_prev) ** 2, -noise * score_of(x, signal, noise)
     x = (x - (1 - alpha) / noise * eps) / math.sqrt(alpha)
-    share = {"beta": 1, "posterior": noise_prev**2 / noise**2}[variance]
+    share = 1 if variance is beta else noise_prev**2 / noise**2
     return x + math.sqrt(share * (1 - alpha)) * z() if noise_prev else x
 
 
@@ -69,7 +69,7 @@ def encode_step(x, here, there, z):
 
 def inpaint_step(x, here, there, z, known, given):
     x = torch.where(given, here[0] * known + here[1] * z(), x)
-    x = ddpm_step(x, here, there, z, "posterior")
+    x = ddpm_step(x, here, there, z, posterior)
     return x if there[1] else torch.where(given, known, x)
 
 
@@ -109,7 +109,7 @@ SHORT, FEW = levels.respaced(levels.linear(), 8), levels.geometric(3, 2.0, 0.3)
 PARTS = {"known": double(3, 2, seed=4), "given": torch.tensor([True, False])}
 CASES = [
     (samplers.ddpm, SHORT, {}, vp(SHORT), ddpm_step),
-    (samplers.ddpm, SHORT, {"variance": "posterior"}, vp(SHORT), ddpm_step),
+    (samplers.ddpm, SHORT, {"variance": posterior}, vp(SHORT), ddpm_step),
     (samplers.ddpm_stale_alphas, levels.linear(), {}, stale(50), stale_step),
     (samplers.ddpm_stale_alphas, levels.linear(), {"kept": 4}, stale(4), stale_step),
     (samplers.ddim, FEW, {"eta": 0.5}, vp(FEW), ddim_step),
@@ -134,14 +134,14 @@ def test_each_step_is_that_of_the_paper(sampler, sigmas, options, rows, step):
         torch.testing.assert_close(there[0] * state, x, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("t, variance", [(0, "beta"), (3, "beta"), (3, "posterior")])
+@pytest.mark.parametrize("t, variance", [(0, beta), (3, beta), (3, posterior)])
 def test_a_step_of_ddpm_is_denoise_with_mu(t, variance):
     y, (alphas, alpha_bars) = double(6, 2, seed=1), noise_schedule(6)
     sigmas = levels.variance_preserving(alpha_bars)[5 - t : 7 - t]
     (signal, _), (signal_prev, _) = vp(sigmas)
     model = PredictNoise(lambda x, _: wavy(x / signal, sigmas[0]), alphas, alpha_bars)
     torch.manual_seed(2)
-    x = denoise_with_mu(model, signal * y, t, alphas, variance=variance)
+    x = denoise_with_mu(model, signal * y, t, alphas, variance=variance.__name__)
     torch.manual_seed(2)
     ours = last(samplers.ddpm(wavy_denoiser, sigmas, y, variance=variance))
     torch.testing.assert_close(signal_prev * ours, x)
@@ -150,8 +150,8 @@ def test_a_step_of_ddpm_is_denoise_with_mu(t, variance):
 # Against diffusers
 
 KINDS = [
-    (samplers.ddpm, {"variance": "beta"}, "fixed_large", wavy),
-    (samplers.ddpm, {"variance": "posterior"}, "fixed_small", wavy),
+    (samplers.ddpm, {"variance": beta}, "fixed_large", wavy),
+    (samplers.ddpm, {"variance": posterior}, "fixed_small", wavy),
     (samplers.ddpm, {}, "learned_range", wavy_and_v),
     *((samplers.ddim, {"eta": eta}, None, wavy) for eta in (0, 0.5, 1)),
 ]

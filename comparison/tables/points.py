@@ -14,8 +14,9 @@ from comparison import denoisers, levels, objectives, samplers
 from comparison.dataset import draw_noise, seeded
 from comparison.denoisers import Denoiser
 from comparison.figures import plot_clouds, save_png
+from comparison.levels import LINEAR
 from comparison.measures import share_near
-from comparison.points import ENDS, LINE
+from comparison.points import ENDS
 from comparison.rows import chosen, measured, over_runs
 from comparison.samplers import normal_like
 from comparison.tables import DOCS, Rows, dataset, network, over_seeds, tabled
@@ -39,12 +40,6 @@ def _drawn(
 
 
 @tabled
-def references(seeds: int) -> Rows:
-    """Ten draws of each reference of the command's table."""
-    yield from over_seeds(DATA, [], 10)
-
-
-@tabled
 def points(seeds: int) -> Rows:
     """The command's table: all methods, two networks for all."""
     yield from over_seeds(DATA, chosen(DATA), seeds)
@@ -61,7 +56,7 @@ def own(seeds: int) -> Rows:
 def covariance(seeds: int) -> Rows:
     """Learned covariance, (20): DDPM 50 with each variance, and the bound's terms, (16)."""
     yield ["denoiser", "variance", *NAMES, "bound, t = 2..50, nats/dim"]
-    sigmas, exact = levels.respaced(LINE, 50), denoisers.Exact(DATA.data)
+    sigmas, exact = levels.respaced(LINEAR, 50), denoisers.Exact(DATA.data)
 
     def run(kind: str, name: str, seed: int) -> list[float]:
         denoiser, variance = exact, denoisers.best_variance(exact)
@@ -69,7 +64,8 @@ def covariance(seeds: int) -> Rows:
             trained = network("points", seed, "hybrid")
             denoiser = denoisers.HYBRID.denoiser(trained)
             variance = denoisers.learned_variance(trained, sigmas)
-        variance = denoisers.NAMED.get(name, variance)
+        known = {"beta": denoisers.beta, "posterior": denoisers.posterior}
+        variance = known.get(name, variance)
         of = denoiser, sigmas, DATA.data, variance, seeded(DATA, seed)
         drawn = _drawn(denoiser, sigmas, seed, variance=variance)
         return [*measured(DATA, drawn), objectives.bound_terms(*of).sum().item()]
@@ -92,11 +88,11 @@ def half(seeds: int) -> Rows:
 
     def learned(seed: int) -> Tensor:
         trained = fit("points", part, seed=seed)
-        return _drawn(RECIPES["points"].target.denoiser(trained), LINE, seed)
+        return _drawn(RECIPES["points"].target.denoiser(trained), LINEAR, seed)
 
     draws: dict[str, Callable[[int], Tensor]] = {
         "network": learned,
-        "exact score of the seen": partial(_drawn, denoisers.Exact(seen), LINE),
+        "exact score of the seen": partial(_drawn, denoisers.Exact(seen), LINEAR),
         "the seen, blurred by 0.3 px": blurred,
         "fresh data": partial(DATA.draw, SAMPLES),
     }
@@ -145,7 +141,7 @@ def guidance(seeds: int) -> Rows:
     methods = {
         "heun 40": (levels.karras(*ENDS, 40), samplers.heun),
         "heun 300": (levels.karras(*ENDS, 300), samplers.heun),
-        "ddpm-linear 1000": (LINE, samplers.ddpm),
+        "ddpm-linear 1000": (LINEAR, samplers.ddpm),
         "langevin 10x100": (levels.geometric(), samplers.langevin),
         "langevin 10x400": (levels.geometric(), partial(samplers.langevin, steps=400)),
     }
@@ -159,8 +155,7 @@ def guidance(seeds: int) -> Rows:
                 return x_start + w * (x_start - of_all(y, sigma))
 
             draws = [_drawn(guided, sigmas, seed, sampler) for seed in range(seeds)]
-            cloud = f"{name}\nw = {w}", part.in_main_units(draws[0])
-            columns[-1].append(cloud)
+            columns[-1].append((f"{name}\nw = {w}", part.in_main_units(draws[0])))
             runs = (measured(part, drawn) for drawn in draws)
             yield [*name.split(), f"{w}", *over_runs(runs, DIGITS)]
     save_png(plot_clouds(columns), DOCS / "guidance.png")
