@@ -12,7 +12,7 @@ from torch.distributions import Normal
 from torch.nn.functional import mse_loss
 
 from comparison import denoisers
-from comparison.denoisers import NAMED, NOISE, Denoiser, Network, Target, Variance
+from comparison.denoisers import NOISE, Denoiser, Network, Target, Variance
 from comparison.samplers import MaybeGenerator, normal_like
 from diffusion import gaussian_kl
 
@@ -22,9 +22,9 @@ Quantiles = Callable[[Tensor], Tensor]
 
 
 def _uniform(x_start: Tensor, generator: MaybeGenerator) -> Tensor:
-    """Return one number of [0, 1) for each row, float64, on the CPU."""
-    like = {"dtype": torch.float64, "device": x_start.device}
-    return torch.rand(len(x_start), generator=generator, **like).cpu()
+    """Return numbers of [0, 1), one of each n-th, (n,), ascending, float64, on the CPU."""
+    n, like = len(x_start), {"dtype": torch.float64, "device": x_start.device}
+    return (torch.arange(n) + torch.rand(n, generator=generator, **like).cpu()) / n
 
 
 def uniform(levels: Tensor) -> Quantiles:
@@ -36,6 +36,13 @@ def uniform(levels: Tensor) -> Quantiles:
 def lognormal(mean: float, deviation: float) -> Quantiles:
     """log(sigma) from N(mean, deviation^2) (Karras et al., 2022)."""
     return lambda u: (mean + deviation * torch.special.ndtri(u)).exp()
+
+
+def up_to(largest: float, quantiles: Quantiles) -> Quantiles:
+    """The levels of these quantiles, but the upper 5 % even in log(sigma) up to `largest`."""
+    edge = torch.tensor(0.95, dtype=torch.float64)
+    ratio = largest / quantiles(edge)
+    return lambda u: quantiles(u.minimum(edge)) * ratio ** ((u - edge) / 0.05).relu()
 
 
 def simple(quantiles: Quantiles, target: Target = NOISE) -> Objective:
@@ -112,7 +119,7 @@ def bound_terms(
     denoiser: Denoiser,
     levels: Tensor,
     data: Tensor,
-    variance: str | Variance,
+    variance: Variance,
     generator: MaybeGenerator = None,
 ) -> Tensor:
     """Return the bound's terms (16) for t = 2..T: float64, (T - 1,), nats per dimension.
@@ -121,11 +128,13 @@ def bound_terms(
     Of the bound's other terms, the first does not depend on the variance, and the last,
     -log p(x_0 | x_1), has no finite value, since the last step adds no noise.
     """
-    of, terms = variance if callable(variance) else NAMED[variance], []
+    terms = []
     for t in range(2, len(levels)):
         here, there = levels[-t - 1].to(data), levels[-t].to(data)
         y = data + here * normal_like(data, generator)
         share, small = 1 - (there / here).square(), denoisers.posterior(y, here, there)
         mean, mean_theta = (y + share * (x - y) for x in (data, denoiser(y, here)))
-        terms.append(gaussian_kl(mean, small, mean_theta, of(y, here, there)).mean())
+        terms.append(
+            gaussian_kl(mean, small, mean_theta, variance(y, here, there)).mean()
+        )
     return torch.stack(terms)

@@ -16,11 +16,19 @@ from comparison.denoisers import DISPLACEMENT, NOISE, VELOCITY, Exact
 from comparison.levels import cosine, geometric, linear, respaced, straight, vp_sde
 from comparison.measures import share_near
 from comparison.networks import PointNetwork
-from comparison.objectives import hybrid, lognormal, score_matching, simple, uniform
+from comparison.objectives import (
+    hybrid,
+    lognormal,
+    score_matching,
+    simple,
+    uniform,
+    up_to,
+)
+from comparison.pictures import CUT_COSINE
 from comparison.samplers import ddim, last
 from comparison.training import RECIPES, fit, load, save, train, trained_on
 from tests.common import double, seeded_by
-from tests.datasets import dataset, tiny, wavy, wavy_and_v
+from tests.datasets import dataset, number, tiny, wavy, wavy_and_v
 
 
 class Recording:
@@ -42,7 +50,21 @@ def test_quantiles_are_those_of_the_levels_and_of_the_logarithm():
     u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     counts = uniform(torch.arange(20.0, -1, -1))(u).long().bincount()
     assert counts.tolist() == [0] + [50] * 20
-    torch.testing.assert_close(lognormal(0.7, 1.7)(u).log(), Normal(0.7, 1.7).icdf(u))
+    normal = lognormal(0.7, 1.7)
+    torch.testing.assert_close(normal(u).log(), Normal(0.7, 1.7).icdf(u))
+    further, edge, below = up_to(500.0, normal), number(0.95), u < 0.95
+    torch.testing.assert_close(further(u)[below], normal(u)[below])
+    for share, end in ((0.95, normal(edge)), (0.975, (500 * normal(edge)).sqrt())):
+        assert further(number(share)).item() == pytest.approx(end.item())
+    assert further(number(1.0)).item() == pytest.approx(500)
+
+
+def test_a_batch_has_a_level_of_each_part_of_their_distribution():
+    network = Recording(wavy)
+    simple(lambda u: 1 + u)(network, double(500, 2), seeded_by(2))
+    parts = 500 * (network.sigma[:, 0] - 1)
+    assert torch.equal(parts.long(), torch.arange(500))
+    assert kstest(parts.frac(), "uniform").pvalue > 0.01
 
 
 def in_x_t(x_start, y, sigma):
@@ -161,11 +183,29 @@ def test_train_follows_a_loop_by_hand(steps, average):
         optimizer.param_groups[0]["lr"] = 0.1 * (share / 0.1 if share < 0.1 else fall)
         weights.grad = slope / slope.norm().clamp(min=1)
         optimizer.step()
-        kept = min(average, (1 + n) / (10 + n)) if n else 0  # the first start it
+        kept = average if n else 0  # the first start it
         averaged = kept * averaged + (1 - kept) * weights.detach()
     ended = torch.cat([network.weight[0], network.bias]).detach()
     torch.testing.assert_close(ended, averaged, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(losses, (slopes * torch.stack(seen)).sum(dim=1))
+
+
+def test_convolutions_are_trained_by_muon_as_matrices():
+    """Whose step has singular values near 1, times the rate; others' is AdamW's."""
+    network = nn.Conv2d(8, 16, 3).to(memory_format=torch.channels_last)
+    before = [p.detach().clone() for p in network.parameters()]
+
+    def objective(network, x_start, generator):
+        return network(x_start.view(-1, 8, 5, 5)).square().mean()
+
+    train(network, objective, double(9, 200).float(), steps=1, lr=0.1, muon=0.3)
+    weight, bias = (p.detach() - b for p, b in zip(network.parameters(), before))
+    rate = (1 + math.cos(math.pi * 0.4 / 0.9)) / 2
+    values = torch.linalg.svdvals(weight.flatten(1)) / (0.3 * rate)
+    assert 0.6 < values.min() and values.max() < 1.3
+    torch.testing.assert_close(
+        bias.abs() / (0.1 * rate), torch.ones(16), rtol=1e-3, atol=0.1
+    )
 
 
 def test_the_seed_makes_the_batches_of_all_data_with_replacement():
@@ -196,7 +236,9 @@ def test_the_seed_makes_the_batches_of_all_data_with_replacement():
 def test_a_network_learns_the_points():
     points, recipe = dataset("points"), RECIPES["points"]
     network = recipe.untrained(0)
-    train(network, recipe.objective, points.data, steps=500, batch_size=512)
+    train(
+        network, recipe.objective, points.data, steps=500, batch_size=512, average=0.98
+    )
     levels, denoiser = respaced(linear(), 50), recipe.target.denoiser(network)
     start = levels[0].float() * torch.randn(1000, 2, generator=seeded_by(5))
     x = last(ddim(denoiser, levels, start))
@@ -206,17 +248,20 @@ def test_a_network_learns_the_points():
 # Recipes and their weights
 
 
-def log_normal(mean, deviation):
+def log_normal(mean, deviation, largest=None):
     """Its quantiles, as levels; the last is 0."""
     shares = torch.linspace(1, 0, 10_001, dtype=torch.float64)[1:]
-    return Normal(mean, deviation).icdf(shares).exp()
+    levels = Normal(mean, deviation).icdf(shares).exp()
+    if largest:
+        levels[:500] = geometric(500, largest, levels[500].item())[:-1]
+    return levels
 
 
 @pytest.mark.parametrize(
     "name, target, levels",
     [
         ("points", VELOCITY, partial(log_normal, -2.0, 2.0)),
-        ("pictures", VELOCITY, partial(log_normal, 0.3, 1.1)),
+        ("pictures", VELOCITY, partial(log_normal, 0.3, 1.1, 160.0)),
         ("hybrid", NOISE, lambda: respaced(linear(), 50)),
         ("simple", NOISE, linear),
         ("cosine", NOISE, cosine),
@@ -226,7 +271,7 @@ def log_normal(mean, deviation):
         ("rectified", DISPLACEMENT, partial(straight, 10**5)),
         ("edm", VELOCITY, partial(log_normal, -1.2, 1.2)),
         ("pictures-linear", VELOCITY, linear),
-        ("pictures-cosine", VELOCITY, cosine),
+        ("pictures-cosine", VELOCITY, lambda: CUT_COSINE),
     ],
 )
 def test_a_recipe_trains_and_reads_a_network_as_its_name_says(name, target, levels):
