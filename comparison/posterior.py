@@ -30,10 +30,8 @@ def posterior_variance(
     slopes = (x[:5] - x[5:10]).T / 0.04  # (D, 5)
     precision = torch.eye(5) + slopes.T @ slopes / sigma**2
     mode = z + torch.linalg.solve(precision, slopes.T @ (y - x[10]) / sigma**2 - z)
-    laplace, many = (
-        MultivariateNormal(mode, precision_matrix=precision),
-        7 * draws // 10,
-    )
+    laplace = MultivariateNormal(mode, precision_matrix=precision)
+    many = 7 * draws // 10
     near = mode + torch.randn(many, 5, generator=generator) @ laplace.scale_tril.T
     near = torch.cat([mirror.expand(many, 1), near], dim=1)
     poses = torch.cat([near, random_poses(draws - many, generator)])

@@ -108,14 +108,13 @@ def small(request, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name, method", METHODS, ids=lambda x: getattr(x, "name", x))
 def test_every_method_makes_its_rows(name, method):
-    """Both from N(0, levels[0]^2 I), or a box; once more for a variance of its own."""
+    """Both from N(0, levels[0]^2 I); once more for a variance of its own."""
     those, steps = tiny(name), math.prod(map(int, method.steps.split(" x ")))
     method = method._replace(own=method.own or name)
     calls = {"langevin-denoised": steps + 1, "ve-pc": 2 * steps}
     calls |= {"heun": 2 * steps - 1, "edm": 2 * steps - 1, "ve-pcc": 3 * steps}
-    noise = torch.rand if method.box else torch.randn
-    noise = noise(40, those.data.shape[1], generator=seeded_by(0))
-    begin = method.levels[0].float() * (2 * noise - 1 if method.box else noise)
+    noise = torch.randn(40, those.data.shape[1], generator=seeded_by(0))
+    begin = method.levels[0].float() * noise
     for kind in method.denoisers:
         learned, network = kind == "learned", Stub(2 if method.learns_variance else 1)
         networks = (lambda _, network=network: network) if learned else None
@@ -315,7 +314,7 @@ def test_the_document_names_each_table_and_the_trainings_are_made_by_name(monkey
         monkeypatch.setitem(tables.TABLES, name, noted)
     monkeypatch.setattr("sys.argv", ["tables"])
     tables_command.main()
-    trainings = {"weights", "second", "copies", "play"}
+    trainings = {"weights", "controls", "play"}
     assert set(tables.TABLES) - set(made) == trainings
     text = (ROOT / "docs" / "comparison.md").read_text()
     assert set(re.findall(r"comparison\.tables (\w+)", text)) == set(tables.TABLES)

@@ -1,21 +1,23 @@
 """The tables about pictures. Seeds are those of sampling, of one training."""
 
+from collections import defaultdict
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
 
 import torch
-from torch.nn.functional import avg_pool2d
+from torch import Tensor
+from torch.nn import AvgPool2d
 from torch.special import ndtr
 
 from comparison import samplers
 from comparison.dataset import Method, draw_noise, seeded
 from comparison.denoisers import Exact
 from comparison.figures import plot_lines, save_png
-from comparison.levels import ARC, LINE, respaced
-from comparison.measures import frechet, principal
-from comparison.pictures import GREYS, METHODS, random_poses
+from comparison.levels import LINEAR, respaced
+from comparison.measures import frechet, nearest, principal
+from comparison.pictures import CUT_COSINE, GREYS, METHODS, random_poses
 from comparison.posterior import posterior_variance
 from comparison.rows import cells, chosen, columns, measured, over, over_runs, run
 from comparison.samplers import normal_like
@@ -25,8 +27,12 @@ from comparison.training import RECIPES
 # A row draws MANY, of which FITTED are held against their nearest poses; the survey FEW.
 MANY, FITTED, FEW = 2000, 300, 100
 KNOWN = {(m.name, m.steps): m._replace(denoisers=("learned",)) for m in METHODS}
-# DDIM by its steps, with the network of the command.
-DDIM = {k: KNOWN["ddim-cosine", k]._replace(own="pictures") for k in ("50", "10")}
+DDIM = [KNOWN["ddim-cosine", steps] for steps in ("50", "10")]
+
+
+def _drawn(method: Method, count: int, seed: int) -> Tensor:
+    known = partial(network, "pictures", 0)
+    return run(method, dataset("pictures"), count, seed, known).samples
 
 
 @tabled
@@ -48,16 +54,14 @@ def survey(seeds: int) -> Rows:
     def networks(name):
         return network("pictures", 0, name, RECIPES[name].steps)
 
-    methods, all_levels = [], {"linear": LINE, "cosine": ARC}
-    for schedule, few, name in product(all_levels, (False, True), ("ddpm", "ddim")):
-        row = respaced(all_levels[schedule], 50) if few else all_levels[schedule]
+    methods, schedules = [], {"linear": LINEAR, "cosine": CUT_COSINE}
+    for schedule, few, name in product(schedules, (False, True), ("ddpm", "ddim")):
+        row = respaced(schedules[schedule], 50) if few else schedules[schedule]
         words = f"{name}-{schedule}", f"{len(row) - 1}", row, getattr(samplers, name)
-        for clip in (GREYS, None):
-            # With all steps, clipped DDPM and DDIM that is not clipped will do.
-            if few or bool(clip) == (name == "ddpm"):
-                methods.append(Method(*words, f"pictures-{schedule}", clip=clip))
-    methods += [KNOWN["ddpm-stale-alphas", "50"], DDIM["50"]]
-    methods += [KNOWN["langevin", "10 x 100"], KNOWN["ve-pc", "200"]]
+        clip = GREYS if name == "ddpm" else None
+        methods.append(Method(*words, f"pictures-{schedule}", clip=clip))
+    stale = KNOWN["ddpm-stale-alphas", "50"]._replace(own="pictures-linear")
+    methods += [stale, DDIM[0], KNOWN["langevin", "10 x 100"], KNOWN["ve-pc", "200"]]
     fresh = (measured(faces, faces.draw(FEW, seed)) for seed in range(seeds))
     digits = [measure.digits for measure in faces.measures]
     yield ["fresh data", "-", "-", *over_runs(fresh, digits), "-"]
@@ -73,16 +77,52 @@ def counts(seeds: int) -> Rows:
     components, faces = (16, 128, 1024), dataset("pictures")
     yield ["pictures", *(f"frechet, {count} components" for count in components)]
 
-    def drawn(method, seed):
-        return run(method, faces, FEW, seed, partial(network, "pictures", 0)).samples
-
     draws = {f"{n:,} fresh": partial(faces.draw, n) for n in (50, 100, 300, 1000, 2000)}
-    draws |= {f"{FEW} by DDIM {m.steps}": partial(drawn, m) for m in DDIM.values()}
+    draws |= {f"{FEW} by DDIM {m.steps}": partial(_drawn, m, FEW) for m in DDIM}
     axes = [principal(faces.reference, count) for count in components]
     for name, draw in draws.items():
         ten = [draw(seed) for seed in range(10)]
         distances = ([frechet(x @ a, faces.reference @ a) for x in ten] for a in axes)
         yield [name, *(over(values, 2) for values in distances)]
+
+
+@tabled
+def poses(seeds: int) -> Rows:
+    """Copies, told by how far fitted poses are from the nearest trained on and the nearest
+    fresh one; and what the variance ratio consists of. Writes docs/copies.png.
+    """
+    faces, among = dataset("pictures"), ("training", "fresh")
+    names = (f"within 0.05 of {these}, %" for these in among)
+    yield ["pictures", *names, "variance of drawings", "gain", "remainder", "ink"]
+    apart = torch.tensor([10.0, 1, 1, 1, 1, 1])  # no pose is near a mirrored one
+    total, rows, lines = faces.reference.var(dim=0).sum(), defaultdict(list), {}
+    grid = torch.arange(0, 2, 0.05, dtype=torch.float64)
+
+    def drawn_as(name: str, x: Tensor) -> Tensor:
+        own = torch.cat([faces.fit_poses(some)[0] for some in x.split(100)])
+        pairs = ((apart * own, apart * known) for known in faces.poses[:2])
+        distances = torch.stack([nearest(*pair)[0] for pair in pairs])
+        within = (distances[..., None] <= grid).double().mean(dim=1)
+        lines.setdefault(name, dict(zip(among, within)))
+        drawn = faces.at(own)
+        of_x, of_drawn = (z - z.mean(dim=0) for z in (x, drawn))
+        gain = (of_x * of_drawn).sum() / of_drawn.square().sum()
+        spread = drawn.var(dim=0), (x - gain * drawn).var(dim=0)
+        variance, remainder = (z.sum() / total for z in spread)
+        near, ink = 100 * within[:, 1], (1 - x).sum() / (1 - drawn).sum()
+        rows[name].append([*map(float, (*near, variance, gain, remainder, ink))])
+        return drawn
+
+    for seed in range(seeds):
+        drawn_as("fresh data", faces.draw(MANY, seed))
+        for method in (DDIM[0], KNOWN["heun", "18"]):
+            x = _drawn(method, MANY, seed)
+            residual = x - drawn_as(f"{method.name} {method.steps}", x)
+        drawn_as("training, with heun's residuals", faces.data[:MANY] + residual)
+    for name, runs in rows.items():
+        yield [name, *over_runs(runs, (1, 1, 3, 3, 3, 3))]
+    axes = {"xlabel": "distance of poses", "ylabel": "share within it"}
+    save_png(plot_lines(grid.tolist(), lines, **axes), DOCS / "copies.png")
 
 
 @tabled
@@ -127,18 +167,15 @@ def degradation(seeds: int) -> Rows:
     yield ["pictures", "strength", *names]
     fresh = torch.tensor([measured(faces, faces.draw(MANY, k)) for k in range(10)])
     mean, deviation = fresh.mean(dim=0), fresh.std(dim=0)
+    side, blur = faces.side, AvgPool2d(3, 1, 1, count_include_pad=False)
     numbers, strengths = torch.tensor([0.0, 1, 1, 1, 1, 1]), (0.0, 0.05, 0.1, 0.2, 0.4)
     spoilt: dict[str, Any] = {
         "grey noise": lambda x, s, noise, *_: x + s / 2 * noise,
-        "blur": lambda x, s, *_: x + s * (blur(x) - x),
+        "blur": lambda x, s, *_: x.lerp(blur(x.view(-1, 1, side, side)).view_as(x), s),
         "paler ink": lambda x, s, *_: x + s * (1 - x),
         "narrower poses": lambda x, s, _, own: faces.at(own * (1 - s * numbers)),
         "copies": lambda x, s, z, _: faces.data[: len(x)].where(ndtr(z[:, :1]) < s, x),
     }
-
-    def blur(x):
-        ink = (1 - x).view(-1, 1, faces.side, faces.side)
-        return 1 - avg_pool2d(ink, 3, 1, 1).flatten(1)
 
     bases, panels = [], {}
     for seed in range(seeds):

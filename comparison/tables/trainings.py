@@ -4,7 +4,7 @@ from base64 import b64encode
 from dataclasses import replace
 from time import perf_counter
 
-from comparison.rows import chosen
+from comparison.rows import columns
 from comparison.tables import DOCS, Rows, dataset, network, over_seeds, tabled
 from comparison.tables.pictures import DDIM, FITTED, MANY
 from comparison.training import RECIPES, fit, load, save, trained_on
@@ -43,18 +43,25 @@ def play(seeds: int) -> Rows:
 
 
 @tabled
-def second(seeds: int) -> Rows:
-    """The command's learned rows with a network as the committed, of another seed."""
+def controls(seeds: int) -> Rows:
+    """DDIM 50 with networks trained in fewer steps than the committed: by two seeds, on fresh
+    pictures alone, and on 50 pictures, held against 50 others too.
+    """
     faces = replace(dataset("pictures"), fitted=FITTED, samples=MANY)
-    other = network("pictures", 1, "pictures", RECIPES["pictures"].committed)
-    methods = [m._replace(denoisers=("learned",)) for m in chosen(faces)]
-    yield from over_seeds(faces, methods, seeds, (), lambda _: other)
-
-
-@tabled
-def copies(seeds: int) -> Rows:
-    """A control: the same network trained on 50 pictures, held against 50 others too."""
-    faces = dataset("pictures")
-    few = replace(faces, data=faces.data[:50], fresh=faces.fresh[:50], samples=MANY)
-    known, copier = ["fresh data", "copies"], fit("pictures", few)
-    yield from over_seeds(few, [DDIM["50"]], seeds, known, lambda _: copier)
+    fifty = replace(faces, data=faces.data[:50], fresh=faces.fresh[:50])
+    fresh = faces.draw(16 * RECIPES["pictures"].steps, 1)
+    yield ["trained on", *columns(faces)]
+    for name, data, seed in (
+        ("2,000 pictures", faces.data, 0),
+        ("2,000 pictures, another seed", faces.data, 1),
+        ("fresh pictures", fresh, 0),
+        ("50 pictures", fifty.data, 0),
+    ):
+        trained, few = (
+            fit("pictures", replace(faces, data=data), seed=seed),
+            len(data) == 50,
+        )
+        held, known = (fifty, ["copies", "fresh data"]) if few else (faces, [])
+        rows = over_seeds(held, DDIM[:1], seeds, known, lambda _, net=trained: net)
+        next(rows)
+        yield from ([name, *row] for row in rows)
