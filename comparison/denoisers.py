@@ -42,12 +42,17 @@ class Exact:
 
     def _means(self, y: Tensor, sigma: Tensor, *values: Tensor) -> list[Tensor]:
         """Return E[value of x_0 | y] for each table of values, (n, D)."""
-        parts, precision = [], (1 / sigma.square()).expand(len(y), 1)
-        for some, a in zip(y.split(self.rows), precision.split(self.rows)):
+        allowed, parts = torch.get_float32_matmul_precision(), []
+        torch.set_float32_matmul_precision("highest")  # TF32 would move points
+        try:
             # What all x^i have in common, norm(y)^2, the softmax would take out.
-            logits = torch.addmm(-a * self.half_norms, some * a, self.data.T)
-            weights = logits.softmax(dim=1)
-            parts.append([weights @ value for value in values])
+            precision = (1 / sigma.square()).expand(len(y), 1)
+            for some, a in zip(y.split(self.rows), precision.split(self.rows)):
+                logits = torch.addmm(-a * self.half_norms, some * a, self.data.T)
+                weights = logits.softmax(dim=1)
+                parts.append([weights @ value for value in values])
+        finally:
+            torch.set_float32_matmul_precision(allowed)
         return [torch.cat(part) for part in zip(*parts)]
 
 

@@ -58,12 +58,12 @@ class Recording(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.sizes = []
+        self.notes = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self.sizes.append(result.numel())
+        size = result.numel() if isinstance(result, torch.Tensor) else 0
+        self.notes.append((str(func), torch.get_float32_matmul_precision(), size))
         return result
 
 
@@ -75,7 +75,19 @@ def test_chunks_change_nothing_and_bound_the_memory(chunk, most, sigma):
         with Recording() as recording:
             got = method(Exact(data, chunk=chunk), y, sigma)
         close(got, method(Exact(data), y, sigma), rtol=1e-10, atol=1e-12)
-        assert max(recording.sizes) == most
+        assert max(size for *_, size in recording.notes) == most
+
+
+def test_exact_multiplies_in_full_precision_and_restores_what_the_caller_allows():
+    before, eye = torch.get_float32_matmul_precision(), torch.eye(2)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with Recording() as recording:
+            Exact(eye).variance(eye, torch.ones(()))
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert {note[1] for note in recording.notes if "mm" in note[0]} == {"highest"}
 
 
 def test_exact_in_single_precision_at_the_smallest_noise():

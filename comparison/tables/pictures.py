@@ -7,8 +7,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import AvgPool2d
+from torch import Tensor, nn
 from torch.special import ndtr
 
 from comparison import samplers
@@ -19,7 +18,7 @@ from comparison.levels import LINEAR, respaced
 from comparison.measures import frechet, nearest, principal
 from comparison.pictures import CUT_COSINE, GREYS, METHODS, random_poses
 from comparison.posterior import posterior_variance
-from comparison.rows import cells, chosen, columns, measured, over, over_runs, run
+from comparison.rows import chosen, measured, over, over_runs, run
 from comparison.samplers import normal_like
 from comparison.tables import DOCS, Rows, dataset, network, over_seeds, tabled
 from comparison.training import RECIPES
@@ -45,30 +44,24 @@ def pictures(seeds: int) -> Rows:
 
 @tabled
 def survey(seeds: int) -> Rows:
-    """The survey's tables 1 and 2, and what it could not compare, from 100 samples, all
-    networks with the steps of the shorter training.
+    """The survey's tables 1 and 2, and what it could not compare, from 100 samples; networks
+    are of the shorter training, those of starred rows the command's.
     """
-    faces = dataset("pictures")
-    yield ["method", "network", "steps", *columns(faces)[4:]]
 
-    def networks(name):
+    def networks(name: str) -> nn.Module:
         return network("pictures", 0, name, RECIPES[name].steps)
 
     methods, schedules = [], {"linear": LINEAR, "cosine": CUT_COSINE}
-    for schedule, few, name in product(schedules, (False, True), ("ddpm", "ddim")):
-        row = respaced(schedules[schedule], 50) if few else schedules[schedule]
+    for schedule, short, name in product(schedules, (False, True), ("ddpm", "ddim")):
+        row = respaced(schedules[schedule], 50) if short else schedules[schedule]
         words = f"{name}-{schedule}", f"{len(row) - 1}", row, getattr(samplers, name)
         clip = GREYS if name == "ddpm" else None
         methods.append(Method(*words, f"pictures-{schedule}", clip=clip))
-    stale = KNOWN["ddpm-stale-alphas", "50"]._replace(own="pictures-linear")
-    methods += [stale, DDIM[0], KNOWN["langevin", "10 x 100"], KNOWN["ve-pc", "200"]]
-    fresh = (measured(faces, faces.draw(FEW, seed)) for seed in range(seeds))
-    digits = [measure.digits for measure in faces.measures]
-    yield ["fresh data", "-", "-", *over_runs(fresh, digits), "-"]
-    for method in methods:
-        rows = [run(method, faces, FEW, seed, networks) for seed in range(seeds)]
-        name, _, steps, _, *rest = cells(rows, faces)
-        yield [name, method.own + ", clipped" * bool(method.clip), steps, *rest]
+    methods.append(KNOWN["ddpm-stale-alphas", "50"]._replace(own="pictures-linear"))
+    for method in (DDIM[0], KNOWN["langevin", "10 x 100"], KNOWN["ve-pc", "200"]):
+        methods.append(method._replace(name=f"{method.name}*"))
+    faces = replace(dataset("pictures"), samples=FEW)
+    yield from over_seeds(faces, methods, seeds, ["fresh data"], networks)
 
 
 @tabled
@@ -167,7 +160,7 @@ def degradation(seeds: int) -> Rows:
     yield ["pictures", "strength", *names]
     fresh = torch.tensor([measured(faces, faces.draw(MANY, k)) for k in range(10)])
     mean, deviation = fresh.mean(dim=0), fresh.std(dim=0)
-    side, blur = faces.side, AvgPool2d(3, 1, 1, count_include_pad=False)
+    side, blur = faces.side, nn.AvgPool2d(3, 1, 1, count_include_pad=False)
     numbers, strengths = torch.tensor([0.0, 1, 1, 1, 1, 1]), (0.0, 0.05, 0.1, 0.2, 0.4)
     spoilt: dict[str, Any] = {
         "grey noise": lambda x, s, noise, *_: x + s / 2 * noise,
