@@ -1,12 +1,10 @@
 "use strict";
 // The models of comparison/ in a browser: first their mathematics, then the page.
-// A state is a flat Float64Array, x0, y0, x1, y1, ... A predictor is called (x, signal, noise)
-// and returns its estimate of eps in x = signal x_0 + noise eps. A process is two arrays, the
-// smallest noise first; its row -1 is the datum, of signal 1 and noise 0. A sampler is a
-// generator of states, the start first and the datum last, given `normal()` for its noise.
+// A state is a flat Float64Array, u0, v0, u1, v1, ..., in the coordinate y = x_t / signal = x_0 +
+// sigma eps. Levels are sigmas, the largest first and 0 last. A denoiser is called (y, sigma) and
+// returns its estimate of x_0. A sampler is a generator of states, given `normal()` for its noise.
 
 // Randomness: the generator mulberry32 (Ettinger), and Box and Muller's normals of it
-
 function randomness(state) {
   const uniform = () => {
     state = (state + 0x6d2b79f5) | 0;
@@ -18,86 +16,60 @@ function randomness(state) {
   return { uniform, normal };
 }
 
-// Processes
-
+// Levels
 const spaced = (first, last, count) =>
-  Float64Array.from({ length: count }, (_, k) => first + ((last - first) * k) / (count - 1));
+  Array.from({ length: count }, (_, k) => first + ((last - first) * k) / (count - 1));
+const toZero = (sigmas) => [...sigmas, 0];
 
 function fromBetas(betas) {
   let bar = 1;
-  const bars = betas.map((beta) => (bar *= 1 - beta));
-  return { signal: bars.map(Math.sqrt), noise: bars.map((a) => Math.sqrt(1 - a)) };
+  return toZero(betas.map((beta) => Math.sqrt(1 / (bar *= 1 - beta) - 1)).reverse());
 }
 
 const linear = () => fromBetas(spaced(1e-4, 0.02, 1000));
 const scaledLinear = (end) => fromBetas(spaced(0.02, Math.sqrt(end), 30).map((root) => root ** 2));
+// Levels of annealed Langevin dynamics, each as often as it is stepped at, and a last one for D.
+const repeated = (count, times) => toZero(spaced(Math.log(5), Math.log(0.01), count).map(Math.exp)
+  .flatMap((sigma, k) => Array(times + (k === count - 1)).fill(sigma)));
+const karras = ([largest, ...others], count, rho = 7) => toZero(
+  spaced(largest ** (1 / rho), others.at(-2) ** (1 / rho), count).map((root) => root ** rho));
+const respaced = (levels, kept) =>
+  toZero(spaced(levels.length - 2, 0, kept).map((t) => levels[levels.length - 2 - Math.round(t)]));
+const unit = (sigma) => 1 / Math.hypot(1, sigma); // x_t = unit y
 
-const exploding = (noise) => ({ signal: noise.map(() => 1), noise });
-
-const geometric = (levels) => exploding(spaced(Math.log(0.01), Math.log(5), levels).map(Math.exp));
-
-// As many levels of the same ratios noise / signal, evenly in their seventh roots.
-function evenly({ signal, noise }, levels, rho = 7) {
-  const [low, high] = [0, noise.length - 1].map((t) => (noise[t] / signal[t]) ** (1 / rho));
-  return exploding(spaced(low, high, levels).map((root) => root ** rho));
-}
-
-function respaced({ signal, noise }, kept) {
-  const rows = spaced(0, noise.length - 1, kept).map(Math.round);
-  return { signal: rows.map((t) => signal[t]), noise: rows.map((t) => noise[t]) };
-}
-
-const at = ({ signal, noise }, t) => (t < 0 ? [1, 0] : [signal[t], noise[t]]);
-
-// x_t from x_{t-1}: what it is multiplied by, and the deviation of what is added.
-function stepThere(process, t) {
-  const [signal, noise] = at(process, t), [signalBefore, noiseBefore] = at(process, t - 1);
-  const kept = signal / signalBefore;
-  return [kept, Math.sqrt(noise ** 2 - (kept * noiseBefore) ** 2)];
-}
-
-function* forward(process, x, normal) {
-  yield x;
-  for (let t = 0; t < process.noise.length; t++) {
-    const [kept, added] = stepThere(process, t);
-    x = x.map((v) => kept * v + added * normal());
-    yield x;
+// Denoisers
+// E[x_0 | y] of points that are equally likely; `weight` is filled with their posterior weights.
+function posterior(data, u, v, sigma, weight) {
+  const n = data.length / 2, scale = 1 / (2 * sigma * sigma);
+  let least = Infinity, total = 0, meanU = 0, meanV = 0;
+  for (let k = 0; k < n; k++) {
+    const du = u - data[2 * k], dv = v - data[2 * k + 1];
+    weight[k] = (du * du + dv * dv) * scale;
+    if (weight[k] < least) least = weight[k];
   }
-  return x;
+  for (let k = 0; k < n; k++) {
+    const away = weight[k] - least;
+    weight[k] = 0;
+    if (away > 40) continue; // exp(-40) is below what a sum of 1 can tell
+    total += weight[k] = Math.exp(-away);
+    meanU += weight[k] * data[2 * k];
+    meanV += weight[k] * data[2 * k + 1];
+  }
+  return [meanU / total, meanV / total];
 }
-
-// Predictors
-
-const single = (datum) => (x, signal, noise) => x.map((v, i) => (v - signal * datum[i]) / noise);
 
 function exact(data) {
-  const n = data.length / 2, away = new Float64Array(n);
-  return (x, signal, noise) => {
-    const eps = new Float64Array(x.length), scale = 1 / (2 * noise * noise);
-    for (let i = 0; i < x.length; i += 2) {
-      let least = Infinity, total = 0, sumX = 0, sumY = 0;
-      for (let k = 0; k < n; k++) {
-        const dx = x[i] - signal * data[2 * k], dy = x[i + 1] - signal * data[2 * k + 1];
-        away[k] = (dx * dx + dy * dy) * scale;
-        if (away[k] < least) least = away[k];
-      }
-      for (let k = 0; k < n; k++) {
-        if (away[k] - least > 40) continue; // exp(-40) is below what a sum of 1 can tell
-        const weight = Math.exp(least - away[k]);
-        total += weight;
-        sumX += weight * data[2 * k];
-        sumY += weight * data[2 * k + 1];
-      }
-      eps[i] = (x[i] - (signal * sumX) / total) / noise;
-      eps[i + 1] = (x[i + 1] - (signal * sumY) / total) / noise;
-    }
-    return eps;
+  const weight = new Float64Array(data.length / 2);
+  return (y, sigma) => {
+    const mean = new Float64Array(y.length);
+    for (let i = 0; i < y.length; i += 2)
+      mean.set(posterior(data, y[i], y[i + 1], sigma, weight), i);
+    return mean;
   };
 }
 
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-
-// The committed network, whose output is the velocity, as a predictor.
+// The committed network, whose output is the velocity, as a denoiser.
 function network(text, width = 128, directions = 128, levels = 4) {
   const floats = Float64Array.from(new Float32Array(bytes(text).buffer));
   let taken = 0;
@@ -105,15 +77,13 @@ function network(text, width = 128, directions = 128, levels = 4) {
   const waves = take(2 * directions), levelWaves = take(levels), angles = directions + levels;
   const sizes = [2 + 2 * angles, width, width, width, 2], layers = [];
   for (let k = 0; k < 4; k++) layers.push([take(sizes[k] * sizes[k + 1]), take(sizes[k + 1])]);
-  return (x, signal, noise) => {
-    const scale = Math.hypot(signal, noise), count = x.length / 2, wide = sizes[0];
-    const level = Math.log(noise / signal);
+  return (y, sigma) => {
+    const scale = unit(sigma), count = y.length / 2, wide = sizes[0], level = Math.log(sigma);
     let h = new Float64Array((count + (count % 2)) * wide);
     for (let i = 0, row = 0; i < count; i++, row += wide) {
-      const u = (h[row] = x[2 * i] / scale), v = (h[row + 1] = x[2 * i + 1] / scale);
+      const u = (h[row] = scale * y[2 * i]), v = (h[row + 1] = scale * y[2 * i + 1]);
       for (let k = 0; k < angles; k++) {
-        const wave = k < directions;
-        const angle = wave ? u * waves[k] + v * waves[directions + k]
+        const angle = k < directions ? u * waves[k] + v * waves[directions + k]
           : level * levelWaves[k - directions];
         h[row + 2 + k] = Math.sin(angle);
         h[row + 2 + angles + k] = Math.cos(angle);
@@ -123,7 +93,7 @@ function network(text, width = 128, directions = 128, levels = 4) {
       h = affine(h, weight, bias, sizes[k]);
       if (k < 3) for (let i = 0; i < h.length; i++) h[i] /= 1 + Math.exp(-h[i]);
     });
-    return x.map((v, i) => ((noise * v) / scale + signal * h[i]) / scale);
+    return y.map((v, i) => scale * (scale * v - sigma * h[i]));
   };
 }
 
@@ -147,73 +117,50 @@ function affine(h, weight, bias, wide) {
   return result;
 }
 
-// Samplers
+// Samplers, and the forward process
+const step = (mean, y, ratio, s, normal) =>
+  y.map((v, i) => mean[i] + ratio * (v - mean[i]) + (s ? s * normal() : 0));
 
-function* ddpm(predictor, process, x, normal) {
-  yield x;
-  for (let t = process.noise.length - 1; t >= 0; t--) {
-    const [signal, noise] = at(process, t), [kept, added] = stepThere(process, t);
-    const eps = predictor(x, signal, noise), part = added ** 2 / noise;
-    x = x.map((v, i) => (v - part * eps[i]) / kept + (t > 0 ? added * normal() : 0));
-    yield x;
-  }
-}
+// What a step from one level to the next keeps of y - D, and the deviation of its noise.
+const RULES = {
+  forward: (here, there) => [1, Math.sqrt(there ** 2 - here ** 2)],
+  ddpm: (here, there) => [(there / here) ** 2,
+    there && Math.sqrt(((1 + there ** 2) * (here ** 2 - there ** 2)) / (1 + here ** 2))],
+  ddim: (here, there) => [there / here, 0],
+  langevin: (here, there) => there ? [0.9, Math.sqrt(0.2) * here] : [0, 0],
+};
 
-function* ddim(predictor, process, x) {
-  yield x;
-  for (let t = process.noise.length - 1; t >= 0; t--) {
-    const [signal, noise] = at(process, t), [signalBefore, noiseBefore] = at(process, t - 1);
-    const eps = predictor(x, signal, noise);
-    x = x.map((v, i) => (signalBefore * (v - noise * eps[i])) / signal + noiseBefore * eps[i]);
-    yield x;
-  }
-}
-
-// Heun's method along the probability flow, where signal is 1; at last one step of Euler's.
-function* flow(predictor, process, y) {
+function* stepwise(rule, denoiser, levels, y, normal) {
   yield y;
-  for (let t = process.noise.length - 1; t >= 0; t--) {
-    const [, here] = at(process, t), [, there] = at(process, t - 1);
-    const eps = predictor(y, 1, here), euler = y.map((v, i) => v + (there - here) * eps[i]);
-    if (there > 0) {
-      const then = predictor(euler, 1, there);
-      y = y.map((v, i) => v + ((there - here) * (eps[i] + then[i])) / 2);
-    } else y = euler;
-    yield y;
+  for (let t = 0; t + 1 < levels.length; t++)
+    yield (y = step(denoiser(y, levels[t]), y, ...rule(levels[t], levels[t + 1]), normal));
+}
+const forward = (levels, ...how) =>
+  stepwise(RULES.forward, (y) => y, [...levels].reverse(), ...how);
+
+// The probability flow, dy / dsigma = (y - D) / sigma, by Heun's method; at last by Euler's.
+function* heun(denoiser, levels, y) {
+  yield y;
+  for (let t = 0; t + 1 < levels.length; t++) {
+    const [here, there] = [levels[t], levels[t + 1]], x = denoiser(y, here);
+    const euler = step(x, y, there / here, 0), then = there && denoiser(euler, there);
+    yield (y = !there ? euler : y.map((v, i) =>
+      v + ((there - here) / 2) * ((v - x[i]) / here + (euler[i] - then[i]) / there)));
   }
 }
 
-const RATE = 0.2;
-// Annealed, where signal is 1; at last the estimate of x_0.
-function* langevin(predictor, process, x, normal, steps) {
-  yield x;
-  for (let t = process.noise.length - 1; t >= 0; t--) {
-    const noise = process.noise[t], added = Math.sqrt(RATE) * noise;
-    for (let k = 0; k < steps; k++) {
-      const eps = predictor(x, 1, noise);
-      x = x.map((v, i) => v - ((RATE * noise) / 2) * eps[i] + added * normal());
-      yield x;
-    }
-  }
-  const eps = predictor(x, 1, process.noise[0]);
-  yield x.map((v, i) => v - process.noise[0] * eps[i]);
-}
-
-// The law of a drawing's points, and how far samples are from it
-
-function lawOf(points) {
+// The points of a drawing as a data set, and how far samples are from it
+function normalised(points) {
   const n = points.length / 2, centre = [0, 0];
   points.forEach((v, i) => (centre[i % 2] += v / n));
   const shifted = points.map((v, i) => v - centre[i % 2]);
   const scale = Math.sqrt(shifted.reduce((sum, v) => sum + v * v, 0) / points.length);
-  return { data: shifted.map((v) => v / scale), centre, scale, pixel: 6 / 150 / scale };
+  return { points: shifted.map((v) => v / scale), centre, scale, pixel: 6 / 150 / scale };
 }
 
-function draw({ data }, count, uniform) {
-  let k;
-  return Float64Array.from({ length: 2 * count }, (_, i) =>
-    data[i % 2 ? k + 1 : (k = 2 * Math.floor((uniform() * data.length) / 2))]);
-}
+const draw = ({ points }, count, uniform) => Float64Array.from(Array.from({ length: count },
+  () => 2 * Math.floor((uniform() * points.length) / 2))
+  .flatMap((k) => [points[k], points[k + 1]]));
 
 function shareNear(these, those, within) {
   let near = 0;
@@ -244,160 +191,186 @@ function sliced(samples, points, directions = 32) {
   return sum / directions;
 }
 
-// On drawing and covered, in per cent, and sliced, in pixels.
-function measure(samples, { data, pixel }) {
+// Precision and coverage, in per cent, and sliced W1, in pixels.
+function measure(samples, { points, pixel }) {
   const within = 1.001 * pixel;
-  const shares = [shareNear(samples, data, within), shareNear(data, samples, within)];
-  return [...shares.map((share) => 100 * share), sliced(samples, data) / pixel];
+  const shares = [shareNear(samples, points, within), shareNear(points, samples, within)];
+  return [...shares.map((share) => 100 * share), sliced(samples, points) / pixel];
 }
 
 // The page
-
-const PARTICLES = 1000, MOST = 2500, GRID = 150; // the pad's, as main.py's
-const SIZE = 1000, VIEW = 9.2, UNIT = SIZE / VIEW; // the picture's, in pixels, and as main.py's
-const WAYS = {
-  ddpm: { sampler: ddpm, process: (steps) => respaced(linear(), steps) },
-  ddim: { sampler: ddim, process: (steps) => respaced(linear(), steps) },
-  flow: { sampler: flow, process: (steps) => evenly(linear(), steps) },
-  langevin: { sampler: langevin, process: (steps) => geometric(Math.min(steps, 10)) },
+const PARTICLES = 1000, PART = 100, MOST = 2500, GRID = 150; // the pad's, as main.py's
+const SIZE = 1000, VIEW = 9.2, UNIT = SIZE / VIEW; // the picture's, and of it as main.py's
+const LEVELS = {
+  ddpm: (steps) => respaced(linear(), steps),
+  ddim: (steps) => respaced(linear(), steps),
+  heun: (steps) => karras(linear(), steps),
+  langevin: (steps) => repeated(Math.min(steps, 10), Math.max(steps / 10, 1)),
 };
-const [view, time, step, about, play, settings, sketch, pad, clear, reseed] =
-  ["view", "time", "step", "about", "play", "settings", "sketch", "pad", "clear", "reseed"]
-    .map((id) => document.getElementById(id));
-const fields = settings.elements, ink = pad.getContext("2d", { willReadFrequently: true });
+const sample = (name, ...how) => RULES[name] ? stepwise(RULES[name], ...how) : heun(...how);
+const [view, key, time, state, said, about, play, settings, pad, clear, reseed, ...rows] =
+  "view key time state step notes play settings pad clear reseed sketch ways chain denoisers"
+    .split(" ").map((id) => document.getElementById(id));
+const fields = settings.elements, ink = Object.assign(pad.getContext("2d", {
+  willReadFrequently: true }), { lineWidth: 3, lineCap: "round", lineJoin: "round" });
 const learned = network(NETWORK);
 const face = Float64Array.from(bytes(DRAWING), (v, i) => v / 25 - (i % 2 ? 2 : 3));
-let own, scene, playing = false, wanted = 0, shown = -1, measured = -1, before = 0, told = 0;
+let own, scene, hover, playing = false, wanted = 0, shown = -1, measured = -1, before = 0, told = 0;
 
 function build() {
   if (!fields.seed.checkValidity()) fields.seed.value = 1;
-  const cloud = fields.datum.value === "cloud", mine = fields.drawing.value === "own";
-  [sketch.hidden, fields.points.hidden, fields.cloud.hidden] = [!mine, cloud, !cloud];
-  fields.scores.hidden = cloud || mine;
+  const vector = fields.treat.value === "vector", mine = fields.data.value === "own";
+  [!mine, vector, !vector, vector || mine].forEach((hide, k) => (rows[k].hidden = hide));
   [scene, shown, measured] = [null, -1, -1];
   if (mine && !own) {
-    step.textContent = "Draw on the pad: its points become the data.";
+    said.textContent = "Draw on the pad: its points become the data.";
     view.width = SIZE; // which clears it
-    for (const old of [about, ...document.querySelectorAll("tbody td")]) old.textContent = "";
+    [state, about, ...document.querySelectorAll("tbody td")].forEach((x) => (x.textContent = ""));
     return go(false, 0);
   }
-  const points = mine ? own : face, law = lawOf(points);
-  const name = cloud ? "ddpm" : fields.way.value, steps = Number(fields.steps.value);
-  const process = cloud ? scaledLinear(Number(fields.beta.value)) : WAYS[name].process(steps);
-  const { uniform, normal } = randomness(Number(fields.seed.value));
-  const x_0 = cloud ? points : draw(law, PARTICLES, uniform);
-  const trained = !fields.scores.hidden && fields.score.value === "network";
-  const predictor = cloud ? single(x_0) : trained ? learned : exact(law.data);
-  const T = process.noise.length, each = name === "langevin" ? steps / T : 1;
-  const total = T + 1 + T * each + (name === "langevin" ? 2 : 1);
-  function* path() {
-    let x = yield* forward(process, x_0, normal);
-    const noise = cloud ? 1 : process.noise[T - 1];
-    if (fields.start.value === "noise") x = x.map(() => noise * normal());
-    yield* WAYS[name].sampler(predictor, process, x, normal, each);
+  const data = normalised(mine ? own : face), name = vector ? "ddpm" : fields.sampler.value;
+  const levels = vector ? scaledLinear(Number(fields.beta.value))
+    : LEVELS[name](Number(fields.steps.value));
+  const { uniform, normal } = randomness(Number(fields.seed.value)), T = levels.length - 1;
+  const x_0 = vector ? (mine ? own : face) : draw(data, PARTICLES, uniform);
+  const trained = !vector && !mine && fields.denoiser.value === "network";
+  const denoiser = vector ? () => x_0 : trained ? learned : exact(data.points);
+  function* path(y) {
+    for (y of forward(levels, y, normal)) yield y;
+    if (fields.start.value === "noise") y = y.map(() => normal() / unit(levels[0]));
+    yield* sample(name, denoiser, levels, y, normal);
   }
-  // The row that a state is at.
-  const row = (index) => index <= T ? index - 1 : index === total - 1 ? -1
-    : Math.max(0, T - 1 - Math.floor((index - T - 1) / each));
-  // How wide a state is: one of Langevin's, as the level was that it comes from.
-  const late = (index) => name === "langevin" && index > T && index < total - 1 ? 1 : 0;
-  const width = (index) => Math.hypot(...at(process, row(index - late(index))));
-  // A state in the law's units, reduced by its width.
-  const seen = (x, wide) =>
-    x.map((v, i) => cloud ? (v / wide - law.centre[i % 2]) / law.scale : v / wide);
-  scene = { law, cloud, mine, name, trained, process, predictor, T, each, total, row, width, seen,
-    path: path(), states: [], ranges: [], others: randomness(0).uniform };
-  time.max = total - 1;
+  // Some particles at a time, as a network takes long for all.
+  const parts = [], size = vector ? x_0.length : 2 * PART;
+  for (let k = 0; k < x_0.length; k += size) parts.push(path(x_0.slice(k, k + size)));
+  const level = (index) => index <= T ? T - index : index - T - 1;
+  // A state as it is shown, x_t, in the data's units.
+  const seen = (y, sigma) => y.map((v, i) => vector
+    ? (v * unit(sigma) - data.centre[i % 2]) / data.scale : v * unit(sigma));
+  scene = { data, vector, mine, name, trained, denoiser, levels, T, total: 2 * T + 2, level, seen,
+    parts, done: [], states: [], references: [], others: randomness(0) };
+  time.max = scene.total - 1;
 }
 
 const digits = (value) => Number(value.toPrecision(2)).toString();
-const times = (k, what) => (digits(k) === "1" ? what : `${digits(k)} ${what}`);
-
-// The step that leads on from a state.
+// What the next step does.
 function words(index) {
-  const { cloud, name, process, T, each, total, row } = scene, t = row(index);
-  const [signal, noise] = at(process, t), [s, n] = at(process, t - 1);
-  const mix = times(signal, "x₀") + (t < 0 ? "" : ` + ${times(noise, "ε")}`);
-  if (index === total - 1) return "The way back ends here.";
-  if (index === T) return `x = ${mix}. The way there ends here; the way back begins next.`;
-  const [kept, added] = stepThere(process, index < T ? t + 1 : t), z = times(added, "z");
-  if (index < T) return `x = ${mix}. Next, noise is added: ${times(kept, "x")} + ${z}.`;
-  const way = {
-    ddpm: `(x − ${times(added ** 2 / noise, "ε̂")}) / ${digits(kept)}` +
-      (t > 0 ? ` + ${z}, z being new noise.` : ", without new noise at last."),
-    ddim: `${times(s, "x̂₀")} + ${times(n, "ε̂")}, without new noise; ` +
-      `x̂₀ = (x − ${times(noise, "ε̂")}) / ${digits(signal)}.`,
-    flow: `x − ${times(noise - n, t > 0 ? "(ε̂ here + ε̂ there) / 2" : "ε̂")}; no noise.`,
-    langevin: index === total - 2 ? `x − ${times(noise, "ε̂")}.`
-      : `x − ${times((RATE / 2) * noise, "ε̂")} + ${times(Math.sqrt(RATE) * noise, "z")}, ` +
-        `z being new noise (at each level ${each} ×).`,
-  };
-  const guess = cloud ? "ε̂ follows from the one x₀" : "the score guesses ε̂";
-  return `x is taken for ${mix}. Next, ${guess}, and x becomes ${way[name]}`;
+  const { vector, name, levels, T, total, level, trained } = scene, t = level(index);
+  if (index === total - 1) return "Done. Play starts again from the data.";
+  if (index === T) return "All noise is added; from here on, it is removed.";
+  const [here, there] = [levels[t], levels[t + (index < T ? -1 : 1)]].map(digits);
+  const [ratio, s] = (RULES[name] ?? RULES.ddim)(levels[t], levels[t + 1]);
+  return `Next, y goes ${digits(100 * (1 - ratio))} % of the way to D, the ` +
+    (vector ? "training example" : `${trained ? "network" : "exact denoiser"}'s estimate`) +
+    `${name === "heun" ? ", corrected by a second estimate" : ""}; ` +
+    `${s ? `new noise of ${digits(s)}` : "no new noise"} is added.`;
 }
 
+// What is seen.
 function notes() {
-  const { cloud, mine, name, trained } = scene, still = name === "ddim" || name === "flow";
-  const said = [cloud ? "The drawing is the one datum: from any start it comes back."
-    : trained ? "The network learned its score from the face's points, noised."
-      : "The exact score knows the drawing's points, and can only return them."];
-  if (mine && !cloud) said.push("The network knows the face alone.");
-  if (fields.arrows.checked) said.push("Arrows, to their dots: a third of the noise ε̂ taken off.");
-  if (fields.colours.checked) said.push("Colour: where a point ends, seen from the centre.", cloud
-    ? "Each ends at its own place." : still ? "Without new noise, neighbours end near each other."
-    : `With new noise, the start decides the end ${name === "ddpm" ? "hardly" : "in part"}.`);
-  return said.join(" ");
+  const { vector, mine, name, trained } = scene;
+  const texts = [vector ? "The drawing is the one training example, so D is the drawing itself."
+    : trained ? "The network learned D from noised points of the face."
+    : `The exact denoiser's D is the mean of the drawing's points, weighted by how likely each has
+      become the noised point: it can only return ${mine ? "your drawing" : "the drawing"}.`];
+  if (!vector) texts.push(`Point at the picture: red points grow with their weight there, the red
+    line leads to their mean${trained ? ", the blue one to the network's D" : ""}.`);
+  if (fields.colours.checked) texts.push(`The colour shows where a point ends. ${vector
+    ? "Each ends at its own place." : ["ddim", "heun"].includes(name)
+    ? "No noise is added on the way, so neighbours end together."
+    : "New noise at each step decides that, so the colours are mixed at x_T."}`);
+  return texts.join(" ");
 }
 
 function render(index) {
-  const { law, cloud, process, predictor, T, states, total, row, width, seen } = scene;
-  const t = row(index), [signal, noise] = at(process, t), wide = width(index);
-  const context = view.getContext("2d"), coloured = fields.colours.checked, dot = 4;
-  const left = (u) => (law.centre[0] + law.scale * u + VIEW / 2) * UNIT;
-  const top = (v) => (VIEW / 2 + 0.75 - law.centre[1] - law.scale * v) * UNIT;
-  context.fillStyle = coloured ? "#141414" : "#ffd90f";
+  const { data, vector, trained, denoiser, levels, T, states, total, level, seen } = scene;
+  const sigma = levels[level(index)], coloured = fields.colours.checked, dot = 3.5;
+  const size = Math.round(view.clientWidth * devicePixelRatio);
+  if (view.width !== size) view.width = view.height = size;
+  const context = view.getContext("2d");
+  context.setTransform(size / SIZE, 0, 0, size / SIZE, 0, 0);
+  const left = (u) => (data.centre[0] + data.scale * u + VIEW / 2) * UNIT;
+  const top = (v) => (VIEW / 2 + 0.75 - data.centre[1] - data.scale * v) * UNIT;
+  const square = (u, v, half = dot) =>
+    context.fillRect(left(u) - half, top(v) - half, 2 * half, 2 * half);
+  const line = (points, color, width = 1.5) => {
+    Object.assign(context, { strokeStyle: color, lineWidth: width }).beginPath();
+    points.forEach(([u, v]) => context.lineTo(left(u), top(v)));
+    context.stroke();
+  };
+  const [paper, faint, thin, dark] = coloured ? ["#141414", "#333", "#777", "#fff"]
+    : ["#ffd90f", "#e3bf00", "#8a7400", "#000"];
+  context.fillStyle = paper;
   context.fillRect(0, 0, SIZE, SIZE);
-  if (fields.arrows.checked && t >= 0) {
-    const across = (i) => (VIEW * ((i + 0.5) / 20 - 0.5)) / law.scale;
-    const grid = Float64Array.from({ length: 800 }, (_, i) => wide *
-      (i % 2 ? across(Math.floor(i / 40)) : across((i / 2) % 20)));
-    const from = cloud ? states[index] : grid, eps = predictor(from, signal, noise);
-    const third = from.map((v, i) => v - (noise * eps[i]) / 3);
-    const starts = seen(from, wide), ends = seen(third, wide);
-    context.strokeStyle = context.fillStyle = coloured ? "#606060" : "#8a7400";
-    context.lineWidth = 2;
-    for (let i = 0; i < from.length; i += cloud ? 24 : 2) {
-      context.beginPath();
-      context.moveTo(left(starts[i]), top(starts[i + 1]));
-      context.lineTo(left(ends[i]), top(ends[i + 1]));
-      context.stroke();
-      context.fillRect(left(ends[i]) - 3.5, top(ends[i + 1]) - 3.5, 7, 7);
+  context.fillStyle = faint;
+  for (let i = 0; i < data.points.length; i += 2) square(data.points[i], data.points[i + 1]);
+  if (fields.arrows.checked && sigma && !vector) {
+    const across = spaced(-0.475 * VIEW, 0.475 * VIEW, 20).map((x) => x / data.scale);
+    context.fillStyle = thin;
+    for (const start of across.flatMap((u) => across.map((v) => [u, v]))) {
+      const y = Float64Array.from(start, (x) => x / unit(sigma));
+      const third = seen(step(denoiser(y, sigma), y, 2 / 3, 0), sigma);
+      line([start, third], thin, 2);
+      square(...third);
     }
   }
-  const x = seen(states[index], wide), end = coloured && states[total - 1];
-  const ends = end && seen(end, 1);
-  context.fillStyle = coloured ? "#8f8f8f" : "#000";
-  for (let i = 0; i < x.length; i += 2) {
-    if (ends) context.fillStyle = `hsl(${Math.atan2(ends[i + 1], ends[i])}rad 90% 62%)`;
-    context.fillRect(left(x[i]) - dot, top(x[i + 1]) - dot, 2 * dot, 2 * dot);
+  const at = (k) => seen(states[k], levels[level(k)]), now = at(index);
+  const ends = coloured && states.length === total && at(total - 1);
+  const hue = (u, v) => `hsl(${Math.atan2(v, u)}rad 90% 62%)`;
+  if (fields.trails.checked && index > T) {
+    const all = Array.from({ length: index - T }, (_, k) => at(T + 1 + k));
+    const every = 2 * Math.floor(now.length / 60);
+    for (let i = 0; i < 30 * every; i += every)
+      line(all.map((x) => [x[i], x[i + 1]]), ends ? hue(ends[i], ends[i + 1]) : thin);
   }
-  context.fillStyle = coloured ? "#fff" : "#000";
-  context.font = "45px system-ui, sans-serif";
-  const shrunk = wide > 1.005 ? `, shown / ${digits(wide)}` : "";
-  context.fillText(t < 0 ? index ? "t = 0" : "x₀" : `t = ${t + 1} of ${T}${shrunk}`, 25, SIZE - 30);
+  context.fillStyle = coloured ? "#8f8f8f" : "#000";
+  for (let i = 0; i < now.length; i += 2) {
+    if (ends) context.fillStyle = hue(ends[i], ends[i + 1]);
+    square(now[i], now[i + 1]);
+  }
+  if (hover && sigma && !vector) {
+    const u = (hover[0] / UNIT - VIEW / 2 - data.centre[0]) / data.scale;
+    const v = (VIEW / 2 + 0.75 - data.centre[1] - hover[1] / UNIT) / data.scale;
+    const y = Float64Array.of(u, v).map((x) => x / unit(sigma)), weight = [];
+    const mean = posterior(data.points, ...y, sigma, weight);
+    const share = weight.reduce((sum, w) => sum + w, 0);
+    context.fillStyle = "#d0021b";
+    weight.forEach((w, k) => square(data.points[2 * k], data.points[2 * k + 1],
+      Math.min(80 * Math.sqrt(w / share), 12)));
+    if (trained) line([[u, v], learned(y, sigma)], "#0050c8", 4);
+    line([[u, v], mean], "#d0021b", 4);
+    square(u, v, 6);
+  }
+  context.fillStyle = dark;
+  context.font = "40px system-ui, sans-serif";
+  context.fillText(`t = ${T - level(index)} of ${T}`, 25, SIZE - 30);
+  key.hidden = !coloured;
 }
 
 function tell(index, now) {
-  const { law, cloud, states, width, seen, others, ranges } = scene;
-  const values = measure(seen(states[index], width(index)), law);
-  if (ranges.length < 10) ranges.push(measure(draw(law, PARTICLES, others), law));
-  document.querySelectorAll("tbody tr").forEach((line, k) => {
-    const found = ranges.map((drawn) => drawn[k]), print = (v) => v.toFixed(k < 2 ? 0 : 2);
-    const [low, high] = [Math.min(...found), Math.max(...found)].map(print);
-    line.cells[1].textContent = print(values[k]);
-    line.cells[2].textContent = cloud || !ranges[9] ? "" : low === high ? low : `${low} to ${high}`;
+  const { data, vector, levels, level, states, seen, others, references } = scene;
+  const values = measure(seen(states[index], levels[level(index)]), data);
+  if (references.length < 11) references.push(measure(references.length
+    ? draw(data, PARTICLES, others.uniform)
+    : Float64Array.from({ length: 2 * PARTICLES }, others.normal), data));
+  document.querySelectorAll("tbody tr").forEach((row, k) => {
+    const [noise, ...fresh] = references.map((drawn) => drawn[k]);
+    const print = (v) => v.toFixed(k < 2 ? 0 : 2);
+    const [low, high] = [Math.min(...fresh), Math.max(...fresh)].map(print);
+    const goal = fresh.reduce((sum, v) => sum + v, 0) / fresh.length;
+    const share = (values[k] - noise) / (goal - noise) || 0, cells = [print(values[k]),
+      print(noise), `<meter value="${share}"></meter>`, low === high ? low : `${low} to ${high}`];
+    cells.forEach((x, k) => (row.cells[k + 1].innerHTML = k && (vector || !fresh[9]) ? "" : x));
   });
   [measured, told] = [index, now];
+}
+
+function mixture(index) {
+  const sigma = scene.levels[scene.level(index)];
+  const bar = (name, value) =>
+    `<span>${name} ${digits(value)} <meter value="${value}"></meter></span>`;
+  state.innerHTML = bar("signal", unit(sigma)) + bar("noise", sigma * unit(sigma)) +
+    `<span>σ = noise / signal = ${digits(sigma)}</span>`;
 }
 
 function frame(now) {
@@ -405,22 +378,26 @@ function frame(now) {
   const passed = Math.min(now - before, 100);
   before = now;
   if (!scene) return;
-  const { states, path, total, ranges } = scene, until = performance.now() + 10;
+  const { states, parts, done, total, references } = scene, until = performance.now() + 10;
   // A frame either tells or computes, so that none takes long.
-  const idle = !playing && states.length === total, due = shown !== measured || ranges.length < 10;
+  const idle = !playing && states.length === total;
+  const due = shown !== measured || references.length < 11;
   if (shown >= 0 && due && (idle || now - told > 100)) tell(shown, now);
   else while (states.length < total && performance.now() < until) {
-    states.push(path.next().value);
+    done.push(parts[done.length].next().value);
+    if (done.length < parts.length) continue;
+    states.push(Float64Array.from(done.splice(0).flatMap((part) => [...part])));
     if (states.length === total) shown = -1; // now the colours are known
   }
-  const whole = Math.min(Math.max(80 * total, 6000), 15000); // milliseconds
-  if (playing) wanted = Math.min(wanted + (passed * total) / whole, states.length - 1);
+  const length = Math.min(Math.max(80 * total, 6000), 15000); // milliseconds
+  if (playing) wanted = Math.min(wanted + (passed * total) / length, states.length - 1);
   const index = Math.min((time.value = Math.floor(wanted)), states.length - 1);
-  if (index !== shown) {
+  if (index >= 0 && index !== shown) {
     render(index);
-    time.ariaValueText = step.textContent =
-      index + 1 < wanted ? `Computing: ${index} of ${total - 1}.` : words(index);
+    mixture(index);
+    said.textContent = index + 1 < wanted ? `Computing: ${index} of ${total - 1}.` : words(index);
     about.textContent = notes();
+    if (!playing) time.ariaValueText = said.textContent; // not at every frame
     shown = index;
   }
   if (playing && index === total - 1) { go(false); remember(); }
@@ -439,7 +416,7 @@ function remember() {
   if (playing) return;
   const data = new URLSearchParams(new FormData(settings));
   data.set("at", wanted);
-  history.replaceState(null, "", `#${data}`);
+  try { history.replaceState(null, "", `#${data}`); } catch { /* a page under another's address */ }
 }
 
 function recall() {
@@ -457,30 +434,34 @@ function recall() {
   remember();
 }
 
-const half = (scene, back) => (!scene ? 1 : back ? scene.total - 1 - scene.T : scene.T);
-
 function change(event) {
-  const back = scene && wanted > scene.T, share = (wanted - (back && scene.T)) / half(scene, back);
+  const { T } = scene ?? { T: 1 }, back = wanted > T, share = (wanted - back * (T + 1)) / T;
   shown = -1;
-  if (!["arrows", "colours"].includes(event?.target.name)) build();
-  if (scene) wanted = Math.round((back && scene.T) + share * half(scene, back));
+  if (!["arrows", "colours", "trails"].includes(event?.target.name)) build();
+  if (scene) wanted = Math.round(back * (scene.T + 1) + share * scene.T);
 }
 
 // The sketch pad
-
 function sketched() {
   const { data } = ink.getImageData(0, 0, GRID, GRID), found = [];
   for (let k = 0; k < GRID * GRID; k++) if (data[4 * k + 3] > 127) found.push(k);
-  const count = Math.min(found.length, MOST), kept = Array.from(spaced(0, found.length - 1, count));
+  const count = Math.min(found.length, MOST), kept = spaced(0, found.length - 1, count);
   const places = kept.map((k) => found[Math.round(k)])
     .flatMap((k) => [(k % GRID) / 25 - 3, 4 - Math.floor(k / GRID) / 25]);
-  own = kept.length > 1 ? Float64Array.from(places) : null;
+  own = kept.length > 1 && truthful() ? Float64Array.from(places) : null;
   build();
   go(false, 0);
+  if (!truthful()) said.textContent = "To protect your privacy, this browser returns random " +
+    "pixels instead of the sketch (in Firefox, privacy.resistFingerprinting).";
 }
 
-Object.assign(ink, { lineWidth: 3, lineCap: "round", lineJoin: "round" });
-Object.assign(ink, { font: "130px system-ui, sans-serif", textAlign: "center" });
+// Whether what is read from a canvas is what was drawn on it.
+function truthful() {
+  const context = new OffscreenCanvas(16, 16).getContext("2d");
+  context.fillRect(0, 0, 16, 8);
+  const { data } = context.getImageData(0, 0, 16, 16);
+  return data.every((v, k) => v === (k % 4 === 3 && k < 512 ? 255 : 0));
+}
 
 function stroke(event, more = 0) {
   if (!pad.hasPointerCapture(event.pointerId)) return;
@@ -499,25 +480,25 @@ pad.addEventListener("pointermove", (event) => stroke(event));
 pad.addEventListener("lostpointercapture", sketched);
 // Or else the tap that follows a finger's stroke would not click.
 pad.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
-function type(letter) {
-  ink.clearRect(0, 0, GRID, GRID);
-  ink.fillText(letter, GRID / 2, 120);
-  sketched();
-}
-
-clear.addEventListener("click", () => type(""));
+clear.addEventListener("click", () => { ink.clearRect(0, 0, GRID, GRID); sketched(); });
 reseed.addEventListener("click", () => { fields.seed.value++; change(); });
 play.addEventListener("click", () => go(!playing));
 time.addEventListener("input", () => go(false, Number(time.value)));
 settings.addEventListener("change", change);
+["pointermove", "pointerdown", "pointerleave"].forEach((name) =>
+  view.addEventListener(name, (event) => {
+    const scale = SIZE / view.clientWidth;
+    hover = name === "pointerleave" ? null : [scale * event.offsetX, scale * event.offsetY];
+    shown = -1;
+  }));
+addEventListener("resize", () => (shown = -1));
 addEventListener("hashchange", recall);
 // Not at each move of the slider, as browsers refuse many in a row.
 ["change", "click", "keyup", "pointerup"].forEach((name) => addEventListener(name, remember));
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey) return;
-  const typed = !sketch.hidden && !event.target.matches?.("select, [name=seed]");
-  if (typed && event.key.trim().length === 1) return type(event.key);
-  const taken = event.key === " " ? "button, select, input:not(#time)" : "select, input:not(#time)";
+  const taken = event.key === " " ? "a, button, select, input:not(#time)"
+    : "select, input:not(#time)";
   if (event.target.matches?.(taken)) return; // which hear it themselves
   const moves = { ArrowRight: wanted + 1, ArrowLeft: wanted - 1, Home: 0, End: Infinity };
   if (event.key === " ") go(!playing);
