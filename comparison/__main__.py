@@ -71,13 +71,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    measures = [(name, m) for name in KINDS for m in KINDS[name].measures]
+    told = {k: [f"{m.name} ({m.meaning})" for m in KINDS[k].measures] for k in KINDS}
     parser = argparse.ArgumentParser(
         prog="python -m comparison",
         usage=argparse.SUPPRESS,  # which every error would repeat
-        description="Samplers of the field on data made of one drawing, with the exact "
-        "denoiser and with a network. Prints a table and writes a figure of the samples.",
-        epilog=" ".join(f"{name}: {m.name}: {m.meaning}." for name, m in measures),
+        description="Compare samplers on data made of one drawing, with the exact denoiser "
+        "and with a network. Prints a table of measures and writes a figure of samples.",
+        epilog=" ".join(f"Measures of {k}: {', '.join(told[k])}." for k in told),
     )
 
     def flag(name: str, meaning: str, default: object = None, **how: Any) -> None:
@@ -89,21 +89,27 @@ def _parser() -> argparse.ArgumentParser:
     counts = ", ".join(f"{kind.samples} {name}" for name, kind in KINDS.items())
     samples, steps = number(int, 2, 100_000), number(int, 1, 1_000_000)
     switch: dict[str, Any] = {"action": "store_true"}
-    meaning = "what a training example is: points (each point) or pictures"
+    meaning = "points of the drawing, or pictures of it in random poses"
     flag("data", meaning, choices=DATASETS, metavar="DATA")
-    meaning = f"rows to make (default: all that are not slow), of {', '.join(known)}"
+    meaning = f"methods to run (default: all but the slow ones), of {', '.join(known)}"
     flag("--methods", meaning, nargs="+", metavar="NAME")
-    flag("--image", "picture to learn", HOMER, type=Path)
+    flag("--image", "the drawing", HOMER, type=Path)
     flag("--fit", "find the drawing, dark or light, and crop to it", **switch)
-    flag("--samples", f"what to draw for each row (default: {counts})", type=samples)
-    meaning = "train anew, for pictures in fewer steps than the weights at hand"
+    flag("--samples", f"samples of each row (default: {counts})", type=samples)
+    meaning = (
+        "train networks, those of pictures for fewer steps than the committed ones"
+    )
     flag("--train", meaning, **switch)
-    flag("--train-steps", "steps of a training (default: its recipe's)", type=steps)
-    meaning = "of sampling, with --train of training too"
+    flag(
+        "--train-steps",
+        "steps of a training (default: those of its recipe)",
+        type=steps,
+    )
+    meaning = "seed of sampling, and with --train of training"
     flag("--seed", meaning, 0, type=number(int, 0, 2**32 - 1))
     flag("--device", "where to compute", devices[0], choices=devices)
     flag("--output", "folder to write the figures to", Path("."), type=Path)
-    flag("--film", "film some methods too, points in colours of their ends", **switch)
+    flag("--film", "also write a film, points coloured by where they end", **switch)
     return parser
 
 

@@ -97,10 +97,8 @@ class Recipe(NamedTuple):
             return self.network()
 
 
-def _simple(
-    quantiles: objectives.Quantiles, target: Target = NOISE, **how: Any
-) -> Recipe:
-    return Recipe(simple(quantiles, target), target, **how)
+def _simple(of: objectives.Quantiles, target: Target = NOISE, **how: Any) -> Recipe:
+    return Recipe(simple(of, target), target, **how)
 
 
 OPTIONS = ("batch_size", 16), ("lr", 3e-3), ("average", 0.998)

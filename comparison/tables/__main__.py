@@ -12,11 +12,12 @@ def main() -> None:
     """Print the tables that the command line asks for, as Markdown."""
     parser = argparse.ArgumentParser(
         prog="python -m comparison.tables",
-        description="Print a table of docs/comparison.md, or all but the trainings.",
+        description="Print a table of docs/comparison.md as Markdown.",
     )
-    parser.add_argument("name", nargs="?", choices=TABLES, metavar="NAME")
+    names = f"{', '.join(TABLES)} (default: all but those that train for long)"
+    parser.add_argument("name", nargs="?", choices=TABLES, metavar="NAME", help=names)
     seeds = {"type": number(int, 1, 100), "default": 3}
-    parser.add_argument("--seeds", help="seeds of each figure (default: 3)", **seeds)
+    parser.add_argument("--seeds", help="seeds of each row (default: 3)", **seeds)
     args = parser.parse_args()
     for name, rows in TABLES.items():
         quick = rows.__module__ != trainings.__name__

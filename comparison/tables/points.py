@@ -64,8 +64,7 @@ def covariance(seeds: int) -> Rows:
             trained = network("points", seed, "hybrid")
             denoiser = denoisers.HYBRID.denoiser(trained)
             variance = denoisers.learned_variance(trained, sigmas)
-        known = {"beta": denoisers.beta, "posterior": denoisers.posterior}
-        variance = known.get(name, variance)
+        variance = getattr(denoisers, name, variance)
         of = denoiser, sigmas, DATA.data, variance, seeded(DATA, seed)
         drawn = _drawn(denoiser, sigmas, seed, variance=variance)
         return [*measured(DATA, drawn), objectives.bound_terms(*of).sum().item()]
