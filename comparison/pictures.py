@@ -51,8 +51,8 @@ MEASURES: tuple[Measure, ...] = (
     Measure("closer to training", 0, _closer, "than to fresh ones, %, 50 is best"),
 )
 GREYS = (-1.0, 1.0)
-# From here down the exact denoiser draws pictures of the data's variance, from 20 down of
-# 1.13 times as much: the mean picture has a norm of 24.
+# Where samplers start, far above the norm of the mean picture, 24, which the start lacks:
+# from 20, even the exact denoiser draws too much variance.
 LARGEST = 160.0
 CUT_COSINE = COSINE[COSINE <= LARGEST]
 _any = partial(Method, own="pictures", denoisers=("learned",))

@@ -199,7 +199,7 @@ function measure(samples, { points, pixel }) {
 }
 
 // The page
-const PARTICLES = 1000, PART = 100, MOST = 2500, GRID = 150; // the pad's, as main.py's
+const PARTICLES = 1000, PART = 100, MOST = 2500, GRID = 230; // the pad's
 const SIZE = 1000, VIEW = 9.2, UNIT = SIZE / VIEW; // the picture's, and of it as main.py's
 const LEVELS = {
   ddpm: (steps) => respaced(linear(), steps),
@@ -208,11 +208,11 @@ const LEVELS = {
   langevin: (steps) => repeated(Math.min(steps, 10), Math.max(steps / 10, 1)),
 };
 const sample = (name, ...how) => RULES[name] ? stepwise(RULES[name], ...how) : heun(...how);
-const [view, key, time, state, said, about, play, settings, pad, clear, reseed, ...rows] =
-  "view key time state step notes play settings pad clear reseed sketch ways chain denoisers"
+const [view, key, time, state, said, about, play, settings, pad, reseed, ...rows] =
+  "view key time state step notes play settings pad reseed clear ways chain denoisers table"
     .split(" ").map((id) => document.getElementById(id));
 const fields = settings.elements, ink = Object.assign(pad.getContext("2d", {
-  willReadFrequently: true }), { lineWidth: 3, lineCap: "round", lineJoin: "round" });
+  willReadFrequently: true }), { lineWidth: 3, lineCap: "round", strokeStyle: "#d0021b" });
 const learned = network(NETWORK);
 const face = Float64Array.from(bytes(DRAWING), (v, i) => v / 25 - (i % 2 ? 2 : 3));
 let own, scene, hover, playing = false, wanted = 0, shown = -1, measured = -1, before = 0, told = 0;
@@ -220,11 +220,12 @@ let own, scene, hover, playing = false, wanted = 0, shown = -1, measured = -1, b
 function build() {
   if (!fields.seed.checkValidity()) fields.seed.value = 1;
   const vector = fields.treat.value === "vector", mine = fields.data.value === "own";
-  [!mine, vector, !vector, vector || mine].forEach((hide, k) => (rows[k].hidden = hide));
+  [!mine, vector, !vector, vector || mine, vector].forEach((hide, k) => (rows[k].hidden = hide));
   [scene, shown, measured] = [null, -1, -1];
   if (mine && !own) {
-    said.textContent = "Draw on the pad: its points become the data.";
+    said.textContent = "Draw on the yellow square: the points become the data.";
     view.width = SIZE; // which clears it
+    key.hidden = true;
     [state, about, ...document.querySelectorAll("tbody td")].forEach((x) => (x.textContent = ""));
     return go(false, 0);
   }
@@ -255,30 +256,31 @@ function build() {
 const digits = (value) => Number(value.toPrecision(2)).toString();
 // What the next step does.
 function words(index) {
-  const { vector, name, levels, T, total, level, trained } = scene, t = level(index);
+  const { name, levels, T, total, level } = scene, t = level(index);
   if (index === total - 1) return "Done. Play starts again from the data.";
-  if (index === T) return "All noise is added; from here on, it is removed.";
-  const [here, there] = [levels[t], levels[t + (index < T ? -1 : 1)]].map(digits);
+  if (index === T) return fields.start.value === "noise"
+    ? "Next, the noised data are replaced with pure noise." : "From here on, noise is removed.";
+  if (index < T) return `Next, noise is added: σ goes to ${digits(levels[t - 1])}.`;
   const [ratio, s] = (RULES[name] ?? RULES.ddim)(levels[t], levels[t + 1]);
-  return `Next, y goes ${digits(100 * (1 - ratio))} % of the way to D, the ` +
-    (vector ? "training example" : `${trained ? "network" : "exact denoiser"}'s estimate`) +
+  return `Next, ${digits(100 * (1 - ratio))} % of the noise that D leaves over is removed` +
     `${name === "heun" ? ", corrected by a second estimate" : ""}; ` +
-    `${s ? `new noise of ${digits(s)}` : "no new noise"} is added.`;
+    `${s ? `new noise, ${digits((100 * s) / levels[t])} % as strong,` : "no new noise"} is added.`;
 }
 
 // What is seen.
 function notes() {
-  const { vector, mine, name, trained } = scene;
-  const texts = [vector ? "The drawing is the one training example, so D is the drawing itself."
-    : trained ? "The network learned D from noised points of the face."
-    : `The exact denoiser's D is the mean of the drawing's points, weighted by how likely each has
-      become the noised point: it can only return ${mine ? "your drawing" : "the drawing"}.`];
-  if (!vector) texts.push(`Point at the picture: red points grow with their weight there, the red
-    line leads to their mean${trained ? ", the blue one to the network's D" : ""}.`);
+  const { vector, mine, name, trained } = scene, own = mine ? "your drawing" : "the drawing";
+  const texts = [vector ? `All points together are one training example, so the best estimate, D, is
+      ${own} itself, from any start.`
+    : trained ? "The network has learned its estimate, D, from noised points of the face."
+    : `The exact denoiser's estimate, D, is the mean of the points of ${own}, weighted by how likely
+      each is to have become the noised point. In the end only points of ${own} come back.`];
+  if (!vector) texts.push(`Point at the picture: the larger a point is drawn, the more it weighs
+    there; a line leads to D${trained ? ", a blue one to the network's" : ""}.`);
   if (fields.colours.checked) texts.push(`The colour shows where a point ends. ${vector
     ? "Each ends at its own place." : ["ddim", "heun"].includes(name)
     ? "No noise is added on the way, so neighbours end together."
-    : "New noise at each step decides that, so the colours are mixed at x_T."}`);
+    : "New noise at each step decides that, so the colours are mixed at the start."}`);
   return texts.join(" ");
 }
 
@@ -298,53 +300,58 @@ function render(index) {
     points.forEach(([u, v]) => context.lineTo(left(u), top(v)));
     context.stroke();
   };
-  const [paper, faint, thin, dark] = coloured ? ["#141414", "#333", "#777", "#fff"]
-    : ["#ffd90f", "#e3bf00", "#8a7400", "#000"];
+  const [paper, faint, thin, dark, look] = coloured
+    ? ["#141414", "#333", "#777", "#fff", "#fff"]
+    : ["#ffd90f", "#e3bf00", "#8a7400", "#000", "#d0021b"];
   context.fillStyle = paper;
   context.fillRect(0, 0, SIZE, SIZE);
   context.fillStyle = faint;
   for (let i = 0; i < data.points.length; i += 2) square(data.points[i], data.points[i + 1]);
   if (fields.arrows.checked && sigma && !vector) {
-    const across = spaced(-0.475 * VIEW, 0.475 * VIEW, 20).map((x) => x / data.scale);
+    const across = spaced(-0.475 * VIEW, 0.475 * VIEW, 20).map((x) => x / data.scale / unit(sigma));
+    const y = Float64Array.from(across.flatMap((u) => across.flatMap((v) => [u, v])));
+    const third = seen(step(denoiser(y, sigma), y, 2 / 3, 0), sigma);
     context.fillStyle = thin;
-    for (const start of across.flatMap((u) => across.map((v) => [u, v]))) {
-      const y = Float64Array.from(start, (x) => x / unit(sigma));
-      const third = seen(step(denoiser(y, sigma), y, 2 / 3, 0), sigma);
-      line([start, third], thin, 2);
-      square(...third);
-    }
+    seen(y, sigma).forEach((u, i, from) => {
+      if (i % 2) return;
+      line([[u, from[i + 1]], third.subarray(i, i + 2)], thin);
+      square(third[i], third[i + 1], 2);
+    });
   }
-  const at = (k) => seen(states[k], levels[level(k)]), now = at(index);
+  const at = (k, ...part) => seen(states[k].subarray(...part), levels[level(k)]), now = at(index);
   const ends = coloured && states.length === total && at(total - 1);
   const hue = (u, v) => `hsl(${Math.atan2(v, u)}rad 90% 62%)`;
-  if (fields.trails.checked && index > T) {
-    const all = Array.from({ length: index - T }, (_, k) => at(T + 1 + k));
-    const every = 2 * Math.floor(now.length / 60);
-    for (let i = 0; i < 30 * every; i += every)
-      line(all.map((x) => [x[i], x[i + 1]]), ends ? hue(ends[i], ends[i + 1]) : thin);
-  }
   context.fillStyle = coloured ? "#8f8f8f" : "#000";
   for (let i = 0; i < now.length; i += 2) {
     if (ends) context.fillStyle = hue(ends[i], ends[i + 1]);
     square(now[i], now[i + 1]);
   }
+  const every = 2 * Math.floor(now.length / 60);
+  if (fields.trails.checked && index > T) for (let i = 0; i < 30 * every; i += every)
+    line(Array.from({ length: index - T }, (_, k) => at(T + 1 + k, i, i + 2)),
+      ends ? hue(ends[i], ends[i + 1]) : thin, 2);
   if (hover && sigma && !vector) {
     const u = (hover[0] / UNIT - VIEW / 2 - data.centre[0]) / data.scale;
     const v = (VIEW / 2 + 0.75 - data.centre[1] - hover[1] / UNIT) / data.scale;
     const y = Float64Array.of(u, v).map((x) => x / unit(sigma)), weight = [];
     const mean = posterior(data.points, ...y, sigma, weight);
     const share = weight.reduce((sum, w) => sum + w, 0);
-    context.fillStyle = "#d0021b";
+    context.fillStyle = look;
     weight.forEach((w, k) => square(data.points[2 * k], data.points[2 * k + 1],
       Math.min(80 * Math.sqrt(w / share), 12)));
-    if (trained) line([[u, v], learned(y, sigma)], "#0050c8", 4);
-    line([[u, v], mean], "#d0021b", 4);
-    square(u, v, 6);
+    line([[u, v], mean], look, 6);
+    square(...mean, 9);
+    if (trained) line([[u, v], learned(y, sigma)], "#0050c8", 3);
   }
   context.fillStyle = dark;
   context.font = "40px system-ui, sans-serif";
-  context.fillText(`t = ${T - level(index)} of ${T}`, 25, SIZE - 30);
+  context.fillText(`t = ${T - level(index)} of ${T}` +
+    `${coloured && !ends ? ", computing the colours" : ""}`, 25, SIZE - 30);
   key.hidden = !coloured;
+  const bar = (name, value) =>
+    `<span>${name} ${digits(value)} <meter value="${value}"></meter></span>`;
+  state.innerHTML = bar("signal", unit(sigma)) + bar("noise", sigma * unit(sigma)) +
+    `<span>σ = noise / signal = ${digits(sigma)}</span>`;
 }
 
 function tell(index, now) {
@@ -365,14 +372,6 @@ function tell(index, now) {
   [measured, told] = [index, now];
 }
 
-function mixture(index) {
-  const sigma = scene.levels[scene.level(index)];
-  const bar = (name, value) =>
-    `<span>${name} ${digits(value)} <meter value="${value}"></meter></span>`;
-  state.innerHTML = bar("signal", unit(sigma)) + bar("noise", sigma * unit(sigma)) +
-    `<span>σ = noise / signal = ${digits(sigma)}</span>`;
-}
-
 function frame(now) {
   requestAnimationFrame(frame);
   const passed = Math.min(now - before, 100);
@@ -390,11 +389,11 @@ function frame(now) {
     if (states.length === total) shown = -1; // now the colours are known
   }
   const length = Math.min(Math.max(80 * total, 6000), 15000); // milliseconds
-  if (playing) wanted = Math.min(wanted + (passed * total) / length, states.length - 1);
+  const most = Math.max(wanted, states.length - 1); // a setting may have begun them anew
+  if (playing) wanted = Math.min(wanted + (passed * total) / length, most);
   const index = Math.min((time.value = Math.floor(wanted)), states.length - 1);
   if (index >= 0 && index !== shown) {
     render(index);
-    mixture(index);
     said.textContent = index + 1 < wanted ? `Computing: ${index} of ${total - 1}.` : words(index);
     about.textContent = notes();
     if (!playing) time.ariaValueText = said.textContent; // not at every frame
@@ -409,6 +408,7 @@ function go(on, index = wanted) {
   playing = on && last > 0;
   wanted = playing && index >= last ? 0 : Math.floor(Math.min(Math.max(index, 0), last));
   play.textContent = playing ? "Pause" : "Play";
+  pad.hidden = fields.data.value !== "own" || playing || wanted > 0;
 }
 
 // The settings and the time are mirrored in the address, so that a scene can be linked to.
@@ -435,10 +435,10 @@ function recall() {
 }
 
 function change(event) {
-  const { T } = scene ?? { T: 1 }, back = wanted > T, share = (wanted - back * (T + 1)) / T;
+  const T = scene?.T ?? 1, back = wanted > T, share = (wanted - back * (T + 1)) / T;
   shown = -1;
   if (!["arrows", "colours", "trails"].includes(event?.target.name)) build();
-  if (scene) wanted = Math.round(back * (scene.T + 1) + share * scene.T);
+  if (scene) go(playing, Math.round(back * (scene.T + 1) + share * scene.T));
 }
 
 // The sketch pad
@@ -447,7 +447,7 @@ function sketched() {
   for (let k = 0; k < GRID * GRID; k++) if (data[4 * k + 3] > 127) found.push(k);
   const count = Math.min(found.length, MOST), kept = spaced(0, found.length - 1, count);
   const places = kept.map((k) => found[Math.round(k)])
-    .flatMap((k) => [(k % GRID) / 25 - 3, 4 - Math.floor(k / GRID) / 25]);
+    .flatMap((k) => [(k % GRID) / 25 - VIEW / 2, VIEW / 2 + 0.75 - Math.floor(k / GRID) / 25]);
   own = kept.length > 1 && truthful() ? Float64Array.from(places) : null;
   build();
   go(false, 0);
@@ -457,7 +457,7 @@ function sketched() {
 
 // Whether what is read from a canvas is what was drawn on it.
 function truthful() {
-  const context = new OffscreenCanvas(16, 16).getContext("2d");
+  const context = document.createElement("canvas").getContext("2d");
   context.fillRect(0, 0, 16, 8);
   const { data } = context.getImageData(0, 0, 16, 16);
   return data.every((v, k) => v === (k % 4 === 3 && k < 512 ? 255 : 0));
@@ -480,7 +480,10 @@ pad.addEventListener("pointermove", (event) => stroke(event));
 pad.addEventListener("lostpointercapture", sketched);
 // Or else the tap that follows a finger's stroke would not click.
 pad.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
-clear.addEventListener("click", () => { ink.clearRect(0, 0, GRID, GRID); sketched(); });
+rows[0].addEventListener("click", () => { ink.clearRect(0, 0, GRID, GRID); sketched(); });
+document.querySelector("nav").addEventListener("click", ({ target }) => {
+  if (target.hash === location.hash) recall(); // of which the address tells nothing
+});
 reseed.addEventListener("click", () => { fields.seed.value++; change(); });
 play.addEventListener("click", () => go(!playing));
 time.addEventListener("input", () => go(false, Number(time.value)));
@@ -488,7 +491,8 @@ settings.addEventListener("change", change);
 ["pointermove", "pointerdown", "pointerleave"].forEach((name) =>
   view.addEventListener(name, (event) => {
     const scale = SIZE / view.clientWidth;
-    hover = name === "pointerleave" ? null : [scale * event.offsetX, scale * event.offsetY];
+    const left = name === "pointerleave" && event.pointerType === "mouse"; // a tap stays
+    hover = left ? null : [scale * event.offsetX, scale * event.offsetY];
     shown = -1;
   }));
 addEventListener("resize", () => (shown = -1));
