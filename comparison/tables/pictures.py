@@ -114,20 +114,20 @@ def poses(seeds: int) -> Rows:
         drawn_as("training, with heun's residuals", faces.data[:MANY] + residual)
     for name, runs in rows.items():
         yield [name, *over_runs(runs, (1, 1, 3, 3, 3, 3))]
-    axes = {"xlabel": "distance of poses", "ylabel": "share within it"}
+    axes = {"xlabel": "distance to the nearest pose", "ylabel": "share of pictures"}
     save_png(plot_lines(grid.tolist(), lines, **axes), DOCS / "copies.png")
 
 
 @tabled
 def errors(seeds: int) -> Rows:
     """Mean squared errors by sigma: of the network, on training and on fresh pictures, of the
-    exact denoiser of the former on the latter, and the least possible. Writes errors.png.
+    exact denoiser of the training data, a copier, and the least. Writes docs/errors.png.
     """
-    names = ["network, training", "network, fresh", "exact of training, fresh", "least"]
-    yield ["sigma", *names, "effective draws"]
     faces, trained = dataset("pictures"), network("pictures", 0, "pictures")
     learned, copier = RECIPES["pictures"].target.denoiser(trained), Exact(faces.data)
     asked = (faces.data, learned), (faces.fresh, copier), (faces.fresh, learned)
+    names = ["network, training", "copier, fresh", "network, fresh", "best possible"]
+    yield ["sigma", *names, "effective draws"]
 
     def run(sigma: float, seed: int) -> list[float]:
         generator, values, y = seeded(faces, seed), [], faces.fresh
@@ -145,7 +145,7 @@ def errors(seeds: int) -> Rows:
         runs = [run(sigma, seed) for seed in range(seeds)]
         yield [sigma, *over_runs(runs, (5, 5, 5, 5, 0))]
         lines.append(torch.tensor(runs).mean(dim=0)[:4].tolist())
-    panels = {"error per pixel": dict(zip(names, zip(*lines)))}
+    panels = {"denoising error (lower is better)": dict(zip(names, zip(*lines)))}
     axes = {"xlabel": "sigma", "xscale": "log", "yscale": "log"}
     save_png(plot_lines(sigmas, panels, **axes), DOCS / "errors.png")
 
@@ -184,5 +184,5 @@ def degradation(seeds: int) -> Rows:
             yield [name, s, *over_runs(moved.tolist(), [1] * len(names))]
             lines.append(moved.mean(dim=0).tolist())
         panels[name] = dict(zip(names, zip(*lines)))
-    axes = {"xlabel": "strength", "ylabel": "deviations", "yscale": "symlog"}
+    axes = {"xlabel": "strength", "ylabel": "change, in deviations", "yscale": "symlog"}
     save_png(plot_lines(strengths, panels, **axes), DOCS / "degradation.png")
