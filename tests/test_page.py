@@ -94,12 +94,12 @@ def test_samplers_are_those_of_python(opened, name):
         "heun": (heun, karras(line[0].item(), line[-2].item(), 20), 20),
         "langevin": (partial(langevin, steps=2, denoise=True), geometric(), 20),
     }[name]
-    y, exact = (
-        levels[0] * double(15, 2, seed=1),
-        Exact(numbers(page, "scene.data.points")),
-    )
+    y, points = levels[0] * double(15, 2, seed=1), numbers(page, "scene.data.points")
     learned = VELOCITY.denoiser(load("points", dataset("points")).double())
-    for asked, denoiser in ("exact(scene.data.points)", exact), ("learned", learned):
+    for asked, denoiser in (
+        ("exact(scene.data.points)", Exact(points)),
+        ("learned", learned),
+    ):
         states = [*sampler(denoiser, levels, y, generator=seeded_by(2))]
         got = page.evaluate(
             f"""([y, noise]) => [...sample("{name}", {asked}, LEVELS.{name}({steps}),
@@ -186,16 +186,20 @@ def test_the_slider_scrubs_between_noise_and_face(opened):
     assert min(page.evaluate(meters)) > 0.7
 
 
-LINES = """() => { const context = view.getContext("2d"); window.drawn = []; shown = -1;
-    context.lineTo = (...at) => drawn.push(...at); }"""
+def lines(page, count):
+    """The first and the last points of the lines drawn last, (count, 2) each."""
+    page.evaluate(
+        """() => { const context = view.getContext("2d"); window.drawn = []; shown = -1;
+            context.lineTo = (...at) => drawn.push(...at); }"""
+    )
+    picture(page)
+    return numbers(page, f"drawn.slice({-4 * count})").view(-1, 2, 2).unbind(1)
 
 
 def test_arrows_from_noise_lead_a_third_of_the_way_to_the_centre(opened):
     page = opened("arrows=on&at=50")
     page.wait_for_function("shown === 50")
-    page.evaluate(LINES)
-    picture(page)
-    starts, ends = numbers(page, "drawn").view(-1, 2, 2)[:400].unbind(1)
+    starts, ends = lines(page, 400)
     assert starts.std() > 200 and (ends - 2 / 3 * starts).std(dim=0).max() < 6
 
 
@@ -203,12 +207,10 @@ def test_arrows_from_noise_lead_a_third_of_the_way_to_the_centre(opened):
 def test_lines_lead_from_where_one_points_to_the_estimates(opened, denoiser):
     page = opened(f"denoiser={denoiser}&at=30")
     end(page)
-    page.evaluate(LINES)
     x, y, width, _ = page.locator("#view").bounding_box().values()
     page.mouse.move(x + width / 4, y + width / 2)
-    picture(page)
     count = 1 + (denoiser == "network")
-    starts, ends = numbers(page, f"drawn.slice({-4 * count})").view(-1, 2, 2).unbind(1)
+    starts, ends = lines(page, count)
     torch.testing.assert_close(starts, number([[250, 500]] * count), rtol=0, atol=1)
     script = "[scene.levels[20], scene.data.centre, scene.data.scale]"
     sigma, centre, scale = map(number, page.evaluate(script))
@@ -229,10 +231,10 @@ def test_every_control_changes_what_is_seen_and_is_in_the_address(opened):
     page = opened("steps=5&at=9", 360, 740)
     end(page)
     scenes = {picture(page): "steps=5&at=9"}
-    controls = (
-        "sampler=heun, sampler=langevin, sampler=ddpm, pure noise, Another, arrows to D"
+    controls = "sampler=heun, sampler=langevin, sampler=ddpm, pure noise, Another, "
+    controls += (
+        "arrows to D, colour by end point, trails, steps=10, network, one vector"
     )
-    controls += ", colour by end point, trails, steps=10, network, one vector"
     for what in controls.split(", "):
         name, _, option = what.partition("=")
         if option:
@@ -267,10 +269,9 @@ def test_a_sketch_comes_back_as_itself(opened, kind):
     else:
         send = page.context.new_cdp_session(page).send
         for k, (x, y) in enumerate(places):
-            touch = {"type": "touchMove" if k else "touchStart"}
-            send(
-                "Input.dispatchTouchEvent", {**touch, "touchPoints": [{"x": x, "y": y}]}
-            )
+            at = {"touchPoints": [{"x": x, "y": y}]}
+            kind = "touchMove" if k else "touchStart"
+            send("Input.dispatchTouchEvent", {"type": kind, **at})
         send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
         page.tap("#play")  # at once
         page.wait_for_function("play.textContent === 'Pause'")
@@ -282,8 +283,6 @@ def test_a_sketch_comes_back_as_itself(opened, kind):
     assert away.min(dim=1).values.max() < 0.3
     page.click("#clear")
     assert page.evaluate("scene") is None and page.inner_text("#play") == "Play"
-    page.click("#pad", button="right")
-    assert page.evaluate("own") is None
     page.click("#pad")  # a dot
     assert page.evaluate("own.length") > 3
     points = numbers(page, "(ink.fillRect(0, 0, 230, 230), sketched(), own)")
