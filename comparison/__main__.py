@@ -96,15 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     flag("--image", "the drawing", HOMER, type=Path)
     flag("--fit", "find the drawing, dark or light, and crop to it", **switch)
     flag("--samples", f"samples of each row (default: {counts})", type=samples)
-    meaning = (
-        "train networks, those of pictures for fewer steps than the committed ones"
-    )
+    meaning = "train networks, of pictures for fewer steps than the committed ones"
     flag("--train", meaning, **switch)
-    flag(
-        "--train-steps",
-        "steps of a training (default: those of its recipe)",
-        type=steps,
-    )
+    flag("--train-steps", "training steps (default: those of the recipe)", type=steps)
     meaning = "seed of sampling, and with --train of training"
     flag("--seed", meaning, 0, type=number(int, 0, 2**32 - 1))
     flag("--device", "where to compute", devices[0], choices=devices)

@@ -134,7 +134,6 @@ def bound_terms(
         y = data + here * normal_like(data, generator)
         share, small = 1 - (there / here).square(), denoisers.posterior(y, here, there)
         mean, mean_theta = (y + share * (x - y) for x in (data, denoiser(y, here)))
-        terms.append(
-            gaussian_kl(mean, small, mean_theta, variance(y, here, there)).mean()
-        )
+        kl = gaussian_kl(mean, small, mean_theta, variance(y, here, there))
+        terms.append(kl.mean())
     return torch.stack(terms)

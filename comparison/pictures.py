@@ -44,10 +44,10 @@ def _closer(those: "Pictures", x: Tensor) -> float:
 
 
 MEASURES: tuple[Measure, ...] = (
-    Measure("pose error", 3, _pose_error, "RMS that no pose explains, less is better"),
+    Measure("pose error", 3, _pose_error, "RMS that no pose explains, lower is better"),
     Measure("variance ratio", 2, _data(variance_ratio), "samples over data, 1 is best"),
-    Measure("energy distance", 3, _data(energy), "of all pixels, less is better"),
-    Measure("frechet", 2, _frechet, "squared, of 16 components, less is better"),
+    Measure("energy distance", 3, _data(energy), "of all pixels, lower is better"),
+    Measure("frechet", 2, _frechet, "squared, of 16 components, lower is better"),
     Measure("closer to training", 0, _closer, "than to fresh ones, %, 50 is best"),
 )
 GREYS = (-1.0, 1.0)

@@ -31,10 +31,10 @@ def _px(of: Callable[[Tensor, Tensor], float]) -> Callable[["Points", Tensor], f
 
 
 MEASURES: tuple[Measure, ...] = (
-    Measure("precision", 1, _px(share_near), "samples within 1 px, %, more is better"),
-    Measure("coverage", 1, _px(_covered), "points within 1 px, %, more is better"),
-    Measure("sliced W1", 2, _px(sliced), "over 32 directions, px, less is better"),
-    Measure("frechet", 2, _px(frechet), "of the coordinates, px^2, less is better"),
+    Measure("precision", 1, _px(share_near), "within 1 px, %, higher is better"),
+    Measure("coverage", 1, _px(_covered), "data within 1 px, %, higher is better"),
+    Measure("sliced W1", 2, _px(sliced), "over 32 directions, px, lower is better"),
+    Measure("frechet", 2, _px(frechet), "of the coordinates, px^2, lower is better"),
 )
 ENDS = LINEAR[0].item(), LINEAR[-2].item()
 _posterior = partial(samplers.ddpm, variance=posterior)

@@ -95,8 +95,8 @@ SEEN = {
 
 def off(measure, value):
     """How far a value is from what the measure's meaning calls best at its end."""
-    best = re.search(r"(more|less|\d+) is (better|best)$", measure.meaning)[1]
-    signed = {"more": -value, "less": value}
+    best = re.search(r"(higher|lower|\d+) is (better|best)$", measure.meaning)[1]
+    signed = {"higher": -value, "lower": value}
     return signed[best] if best in signed else abs(value - int(best))
 
 
