@@ -262,7 +262,7 @@ function words(index) {
     ? "Next, the noised data are replaced with pure noise." : "From here on, noise is removed.";
   if (index < T) return `Next, noise is added: σ goes to ${digits(levels[t - 1])}.`;
   const [ratio, s] = (RULES[name] ?? RULES.ddim)(levels[t], levels[t + 1]);
-  return `Next, ${digits(100 * (1 - ratio))} % of the noise that D leaves over is removed` +
+  return `Next, ${digits(100 * (1 - ratio))} % of the estimated noise is removed` +
     `${name === "heun" ? ", corrected by a second estimate" : ""}; ` +
     `${s ? `new noise, ${digits((100 * s) / levels[t])} % as strong,` : "no new noise"} is added.`;
 }
