@@ -5,12 +5,11 @@ Seeing y / sqrt(1 + sigma^2) and log(sigma), one serves all processes of levels 
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from itertools import chain, pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle, silu
+from torch.nn.functional import interpolate, scaled_dot_product_attention, silu
 
 from comparison.levels import unit
 
@@ -68,43 +67,63 @@ class Block(nn.Module):
         return self.skip(x) + h
 
 
-class UNet(nn.Module):
-    """A U-Net on square pictures, after Ho et al. (2020), but smaller.
+class Attention(nn.Module):
+    """Self-attention between the pixels, one head: x + what each takes from all."""
 
-    It takes patches of 2 x 2 pixels, and beside each its row and its column, from -1 to 1
-    (Liu et al., 2018). Every resolution but the lowest has a block on the way down and one
-    on the way up, which is also given the state of the way down. At the lowest, attention
-    follows the first of three blocks; the mean of the last, which knows the pose, joins the
-    level. A block on single pixels, `thin` channels wide, draws the strokes.
-    channels: of each resolution, the highest first; all are multiples of 8.
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(8, channels)
+        self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = self.query_key_value(self.norm(x)).flatten(2).transpose(1, 2)
+        mixed = scaled_dot_product_attention(*pixels.chunk(3, dim=2))
+        return x + self.out(mixed.transpose(1, 2).reshape(x.shape))
+
+
+class UNet(nn.Module):
+    """A U-Net on square pictures, after Ho et al. (2020) and the survey, but smaller.
+
+    Beside each pixel stand its row and its column, from -1 to 1 (Liu et al., 2018). Each
+    resolution has a block on the way down and two on the way up, which are given all states
+    of the way down, the last one first. Between resolutions are strided convolutions, and
+    convolutions of doubled pixels; in the middle, self-attention between two blocks.
+    channels: of each resolution, the highest first; multiples of 8, GroupNorm's groups.
     """
 
-    def __init__(self, channels: Sequence[int] = (32, 64, 64), thin: int = 16) -> None:
+    def __init__(self, channels: Sequence[int] = (16, 32, 64, 64)) -> None:
         super().__init__()
-        *upper, lowest = channels
-        level, conv = 4 * channels[0], partial(nn.Conv2d, kernel_size=3, padding=1)
+        width, level = channels[0], 4 * channels[0]
         self.register_buffer("level_waves", torch.logspace(-1, 1, level // 2))
         self.level = nn.Sequential(
             nn.Linear(level, level), nn.SiLU(), nn.Linear(level, level), nn.SiLU()
         )
-        self.first = conv(4 + 2, channels[0])
-        widths = pairwise([channels[0], *upper])
-        self.down = nn.ModuleList(Block(a, b, level) for a, b in widths)
-        self.shrink = nn.ModuleList(conv(a, a, stride=2) for a in upper)
-        self.before = Block(upper[-1], lowest, level)
-        self.norm = nn.GroupNorm(8, lowest)
-        self.attention = nn.MultiheadAttention(lowest, 1, batch_first=True)
-        self.after = nn.ModuleList(Block(lowest, lowest, level) for _ in range(2))
-        self.pose = nn.Linear(lowest, level)
-        self.grow = nn.ModuleList(conv(b, a) for a, b in pairwise(channels))
-        self.up = nn.ModuleList(Block(2 * a, a, level) for a in upper)
-        self.patches, self.pixels = conv(channels[0], 4 * thin), conv(1, thin)
-        self.strokes = Block(thin, thin, level)
-        self.last = conv(thin, 1)
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        skips, down, up = [width], [], []
+        for depth, outputs in enumerate(channels):
+            if depth > 0:
+                down.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+                skips.append(width)
+            down.append(Block(width, outputs, level))
+            width = outputs
+            skips.append(width)
+        before, after = (Block(width, width, level) for _ in range(2))
+        middle = before, Attention(width), after
+        for depth, outputs in reversed([*enumerate(channels)]):
+            for _ in range(2):
+                up.append(Block(width + skips.pop(), outputs, level))
+                width = outputs
+            if depth > 0:
+                width = channels[depth - 1]
+                up.append(nn.Conv2d(outputs, width, 3, padding=1))
+        self.down, self.middle, self.up = map(nn.ModuleList, (down, middle, up))
+        self.norm = nn.GroupNorm(8, width)
+        self.last = nn.Conv2d(width, 1, 3, padding=1)
         self.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
     def forward(self, y: Tensor, sigma: Tensor) -> Tensor:
-        """Take and return (B, side^2), side a multiple of 2^len(channels)."""
+        """Take and return (B, side^2), side a multiple of 2^(len(channels) - 1)."""
         sigma = sigma.expand(len(y), 1)
         if len(y) > 100:  # which on a CPU would take twice as long at once
             parts = zip(y.split(100), sigma.split(100))
@@ -112,24 +131,20 @@ class UNet(nn.Module):
         angles = sigma.log() * self.level_waves
         level = self.level(torch.cat([angles.sin(), angles.cos()], dim=1))
         side = math.isqrt(y.shape[1])
-        x = unit(y, sigma).view(-1, 1, side, side)
-        places = torch.linspace(-1, 1, side // 2).to(x)
+        places = torch.linspace(-1, 1, side).to(y)
         grid = torch.stack(torch.meshgrid(places, places, indexing="ij"))
-        planes = [pixel_unshuffle(x, 2), grid.expand(len(x), -1, -1, -1)]
+        x = unit(y, sigma).view(-1, 1, side, side)
+        planes = [x, grid.expand(len(x), -1, -1, -1)]
         h = self.first(torch.cat(planes, dim=1))
-        states = []
-        for block, shrink in zip(self.down, self.shrink):
-            states.append(block(h, level))
-            h = shrink(states[-1])
-        h = self.before(h, level)
-        pixels = self.norm(h).flatten(2).mT
-        mixed, _ = self.attention(pixels, pixels, pixels, need_weights=False)
-        h = h + mixed.mT.reshape(h.shape)
-        for block in self.after:
-            h = block(h, level)
-        level = level + self.pose(h.mean(dim=(2, 3)))
-        for grow, block, state in reversed([*zip(self.grow, self.up, states)]):
-            h = grow(interpolate(h, scale_factor=2.0))
-            h = block(torch.cat([h, state], dim=1), level)
-        h = pixel_shuffle(self.patches(h), 2) + self.pixels(x)
-        return self.last(silu(self.strokes(h, level))).flatten(1)
+        states = [h]
+        for piece in self.down:
+            h = piece(h, level) if isinstance(piece, Block) else piece(h)
+            states.append(h)
+        before, attention, after = self.middle
+        h = after(attention(before(h, level)), level)
+        for piece in self.up:
+            if isinstance(piece, Block):
+                h = piece(torch.cat([h, states.pop()], dim=1), level)
+            else:
+                h = piece(interpolate(h, scale_factor=2.0))
+        return self.last(silu(self.norm(h))).flatten(1)

@@ -32,45 +32,34 @@ def train(
     batch_size: int = 1024,
     lr: float = 8e-3,
     average: float = 0.995,
-    muon: float = 0.02,
     seed: int = 0,
 ) -> Tensor:
     """Train a network in place; return the loss of each step, (steps,), on the CPU.
 
-    A step draws a batch of the data, (n, D), with replacement, and cuts the gradient of the
-    objective to norm 1. Rates rise to lr, AdamW's, and muon in the first tenth of the steps,
-    then fall to 0 as half a cosine. Convolutions between at least 8 channels are trained by
-    Muon (Jordan et al., 2024), as matrices, (outputs, 9 inputs), all else by AdamW. At the
-    end the network has the exponential average of its weights, of which a step keeps
-    `average`.
+    A step draws a batch of the data, (n, D), with replacement and takes one AdamW step on
+    the objective, whose gradient is cut to norm 1; the rate rises to lr in the first
+    tenth, then falls to 0 as half a cosine. At the end the network has the exponential
+    average of its weights, of which a step keeps `average`.
     """
     generator = torch.Generator(data.device).manual_seed(int(seed))
-    wide = {p: p.ndim == 4 and min(p.shape[:2]) >= 8 for p in network.parameters()}
-    kernels, others = ([p for p in wide if wide[p] == kind] for kind in (True, False))
-    matrices = [p.detach().movedim(1, -1).view(len(p), -1) for p in kernels]
-    optimizers = [torch.optim.AdamW(others, lr=lr, fused=True)]
-    if matrices:
-        optimizers += [torch.optim.Muon(matrices, lr=muon, weight_decay=0.0)]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, fused=True)
 
     def rate(step: int) -> float:
         share = (step + 0.5) / steps
         return min(10 * share, (1 + math.cos(math.pi * (share - 0.1) / 0.9)) / 2)
 
-    schedulers = [LambdaLR(optimizer, rate) for optimizer in optimizers]
+    scheduler = LambdaLR(optimizer, rate)
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(average))
     losses = torch.zeros(steps, device=data.device)
     shape = {"size": (batch_size,), "generator": generator, "device": data.device}
     for step in trange(steps, desc="training", **BAR):
         batch = data[torch.randint(len(data), **shape)]
-        network.zero_grad()
+        optimizer.zero_grad()
         loss = objective(network, batch, generator)
         loss.backward()
         clip_grad_norm_(network.parameters(), 1.0)
-        for kernel, matrix in zip(kernels, matrices):
-            matrix.grad = kernel.grad.movedim(1, -1).reshape(matrix.shape)
-        for optimizer, scheduler in zip(optimizers, schedulers):
-            optimizer.step()
-            scheduler.step()
+        optimizer.step()
+        scheduler.step()
         averaged.update_parameters(network)
         losses[step] = loss.detach()
     network.load_state_dict(averaged.module.state_dict())
@@ -106,7 +95,7 @@ _u_net = partial(_simple, target=VELOCITY, network=UNet, steps=5400, options=OPT
 # The first two serve all samplers of their data set; the others are what papers train.
 RECIPES = {
     "points": _simple(lognormal(-2.0, 2.0), VELOCITY),
-    "pictures": _u_net(up_to(LARGEST, lognormal(0.3, 1.1)), committed=60_000),
+    "pictures": _u_net(up_to(LARGEST, lognormal(0.3, 1.1)), committed=30_000),
     "hybrid": Recipe(hybrid(respaced(LINEAR, 50)), HYBRID, partial(PointNetwork, 4)),
     "simple": _simple(uniform(LINEAR)),
     "cosine": _simple(uniform(COSINE)),

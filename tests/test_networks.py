@@ -5,8 +5,9 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
-from comparison.networks import PointNetwork, UNet
+from comparison.networks import Attention, PointNetwork, UNet
 from tests.common import seeded_by
 
 
@@ -30,7 +31,7 @@ def states(size, count=3):
         (PointNetwork, 2, 2),
         (partial(PointNetwork, 4), 2, 4),
         (random_unet, 32**2, 32**2),
-        (partial(random_unet, (8, 16), 8), 16**2, 16**2),
+        (partial(random_unet, (8, 16)), 16**2, 16**2),
     ],
 )
 def test_a_network_sees_its_state_and_its_level_but_no_other_state(make, size, outputs):
@@ -65,9 +66,19 @@ def test_every_weight_has_a_gradient():
     assert all(p.grad.isfinite().all() and p.grad.any() for p in network.parameters())
 
 
-def test_the_lowest_resolution_has_attention_and_tells_the_level():
+def test_attention_is_that_of_pytorch_between_pixels():
+    attention, x = Attention(8), torch.randn(2, 8, 3, 5, generator=seeded_by(15))
+    flat = [p.flatten(1) if p.ndim > 1 else p for p in attention.parameters()][2:]
+    oracle = nn.MultiheadAttention(8, 1, batch_first=True)
+    oracle.load_state_dict(dict(zip(oracle.state_dict(), flat)))
+    pixels = attention.norm(x).flatten(2).mT
+    mixed, _ = oracle(pixels, pixels, pixels)
+    torch.testing.assert_close(attention(x), x + mixed.mT.reshape(x.shape))
+
+
+def test_attention_is_at_the_lowest_resolution():
     network, seen = random_unet(), []
-    network.attention.register_forward_hook(lambda _, args, out: seen.append(args[0]))
-    network.strokes.register_forward_hook(lambda _, args, out: seen.append(args[1]))
-    network(states(32**2)[0], torch.tensor(0.5))
-    assert seen[0].shape == (3, 8 * 8 // 4, 64) and seen[1].var(dim=0).max() > 0
+    (attention,) = (m for m in network.modules() if isinstance(m, Attention))
+    attention.register_forward_hook(lambda _, args, out: seen.append(args[0].shape))
+    network(*states(32**2))
+    assert seen == [(3, 64, 4, 4)]

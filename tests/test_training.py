@@ -190,24 +190,6 @@ def test_train_follows_a_loop_by_hand(steps, average):
     torch.testing.assert_close(losses, (slopes * torch.stack(seen)).sum(dim=1))
 
 
-def test_convolutions_are_trained_by_muon_as_matrices():
-    """Whose step has singular values near 1, times the rate; others' is AdamW's."""
-    network = nn.Conv2d(8, 16, 3).to(memory_format=torch.channels_last)
-    before = [p.detach().clone() for p in network.parameters()]
-
-    def objective(network, x_start, generator):
-        return network(x_start.view(-1, 8, 5, 5)).square().mean()
-
-    train(network, objective, double(9, 200).float(), steps=1, lr=0.1, muon=0.3)
-    weight, bias = (p.detach() - b for p, b in zip(network.parameters(), before))
-    rate = (1 + math.cos(math.pi * 0.4 / 0.9)) / 2
-    values = torch.linalg.svdvals(weight.flatten(1)) / (0.3 * rate)
-    assert 0.6 < values.min() and values.max() < 1.3
-    torch.testing.assert_close(
-        bias.abs() / (0.1 * rate), torch.ones(16), rtol=1e-3, atol=0.1
-    )
-
-
 def test_the_seed_makes_the_batches_of_all_data_with_replacement():
     network, data = nn.Linear(1, 1), torch.arange(10.0)[:, None]
 
