@@ -156,14 +156,14 @@ def test_samples_look_like_fresh_data_and_so_do_the_figures(whole):
 def test_one_seed_gives_one_table(name, small, tmp_path):
     def drawn(seed):
         torch.rand(1)  # the caller's random state is of no account
-        flags = ["--methods", "noise", "heun", "ddim-linear", "--samples", 6, "--film"]
+        flags = ["--methods", "noise", "heun", "ddim-cosine", "--samples", 6, "--film"]
         got = run(name, *flags, "--seed", seed, "--output", tmp_path)
         cells = [[row[k] for k in row if k != "seconds"] for row in got.values()]
         return cells, *(path.read_bytes() for path in sorted(tmp_path.glob("*.[gp]*")))
 
     one, same, other = drawn(3), drawn(3), drawn(4)
     assert one == same and one[0][0] != other[0][0] and len(one) == 3
-    assert {method for method, *_ in one[0]} == {"noise", "heun", "ddim-linear"}
+    assert {method for method, *_ in one[0]} == {"noise", "heun", "ddim-cosine"}
 
 
 def test_films_show_states_of_unit_variance_in_the_colours_of_their_ends():
