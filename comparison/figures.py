@@ -54,8 +54,9 @@ def save_png(figure: Figure, path: Path) -> None:
 def save_gif(sheets: Sequence[Image.Image], path: Path) -> None:
     """Write the sheets of a film as a GIF, ten a second, the last one for two seconds."""
     first, *others = sheets
-    options: Any = {"duration": [100] * len(others) + [2000], "save_all": True}
-    write_whole(path, lambda x: first.save(x, append_images=others, loop=0, **options))
+    options: dict[str, Any] = {"duration": [100] * len(others) + [2000], "loop": 0}
+    options |= {"append_images": others, "save_all": True}
+    write_whole(path, lambda part: first.save(part, **options))
 
 
 def hues(ends: Tensor) -> np.ndarray:

@@ -200,7 +200,7 @@ function measure(samples, { points, pixel }) {
 
 // The page
 const PARTICLES = 1000, PART = 100, MOST = 2500, GRID = 230; // the pad's
-const SIZE = 1000, VIEW = 9.2, UNIT = SIZE / VIEW; // the picture's, and of it as main.py's
+const SIZE = 1000, VIEW = 9.2, UNIT = SIZE / VIEW, TOP = VIEW / 2 + 0.75; // as main.py's film
 const LEVELS = {
   ddpm: (steps) => respaced(linear(), steps),
   ddim: (steps) => respaced(linear(), steps),
@@ -229,11 +229,11 @@ function build() {
     [state, about, ...document.querySelectorAll("tbody td")].forEach((x) => (x.textContent = ""));
     return go(false, 0);
   }
-  const data = normalised(mine ? own : face), name = vector ? "ddpm" : fields.sampler.value;
-  const levels = vector ? scaledLinear(Number(fields.beta.value))
-    : LEVELS[name](Number(fields.steps.value));
+  const points = mine ? own : face, data = normalised(points);
+  const name = vector ? "ddpm" : fields.sampler.value, levels = vector
+    ? scaledLinear(Number(fields.beta.value)) : LEVELS[name](Number(fields.steps.value));
   const { uniform, normal } = randomness(Number(fields.seed.value)), T = levels.length - 1;
-  const x_0 = vector ? (mine ? own : face) : draw(data, PARTICLES, uniform);
+  const x_0 = vector ? points : draw(data, PARTICLES, uniform);
   const trained = !vector && !mine && fields.denoiser.value === "network";
   const denoiser = vector ? () => x_0 : trained ? learned : exact(data.points);
   function* path(y) {
@@ -292,7 +292,7 @@ function render(index) {
   const context = view.getContext("2d");
   context.setTransform(size / SIZE, 0, 0, size / SIZE, 0, 0);
   const left = (u) => (data.centre[0] + data.scale * u + VIEW / 2) * UNIT;
-  const top = (v) => (VIEW / 2 + 0.75 - data.centre[1] - data.scale * v) * UNIT;
+  const top = (v) => (TOP - data.centre[1] - data.scale * v) * UNIT;
   const square = (u, v, half = dot) =>
     context.fillRect(left(u) - half, top(v) - half, 2 * half, 2 * half);
   const line = (points, color, width = 1.5) => {
@@ -332,7 +332,7 @@ function render(index) {
       ends ? hue(ends[i], ends[i + 1]) : thin, 2);
   if (hover && sigma && !vector) {
     const u = (hover[0] / UNIT - VIEW / 2 - data.centre[0]) / data.scale;
-    const v = (VIEW / 2 + 0.75 - data.centre[1] - hover[1] / UNIT) / data.scale;
+    const v = (TOP - data.centre[1] - hover[1] / UNIT) / data.scale;
     const y = Float64Array.of(u, v).map((x) => x / unit(sigma)), weight = [];
     const mean = posterior(data.points, ...y, sigma, weight);
     const share = weight.reduce((sum, w) => sum + w, 0);
@@ -445,13 +445,13 @@ function change(event) {
 function sketched() {
   const { data } = ink.getImageData(0, 0, GRID, GRID), found = [];
   for (let k = 0; k < GRID * GRID; k++) if (data[4 * k + 3] > 127) found.push(k);
-  const count = Math.min(found.length, MOST), kept = spaced(0, found.length - 1, count);
+  const kept = spaced(0, found.length - 1, Math.min(found.length, MOST)), honest = truthful();
   const places = kept.map((k) => found[Math.round(k)])
-    .flatMap((k) => [(k % GRID) / 25 - VIEW / 2, VIEW / 2 + 0.75 - Math.floor(k / GRID) / 25]);
-  own = kept.length > 1 && truthful() ? Float64Array.from(places) : null;
+    .flatMap((k) => [(k % GRID) / 25 - VIEW / 2, TOP - Math.floor(k / GRID) / 25]);
+  own = kept.length > 1 && honest ? Float64Array.from(places) : null;
   build();
   go(false, 0);
-  if (!truthful()) said.textContent = "To protect your privacy, this browser returns random " +
+  if (!honest) said.textContent = "To protect your privacy, this browser returns random " +
     "pixels instead of the sketch (in Firefox, privacy.resistFingerprinting).";
 }
 

@@ -64,7 +64,8 @@ def covariance(seeds: int) -> Rows:
             trained = network("points", seed, "hybrid")
             denoiser = denoisers.HYBRID.denoiser(trained)
             variance = denoisers.learned_variance(trained, sigmas)
-        variance = getattr(denoisers, name, variance)
+        known = {"beta": denoisers.beta, "posterior": denoisers.posterior}
+        variance = known.get(name, variance)
         of = denoiser, sigmas, DATA.data, variance, seeded(DATA, seed)
         drawn = _drawn(denoiser, sigmas, seed, variance=variance)
         return [*measured(DATA, drawn), objectives.bound_terms(*of).sum().item()]

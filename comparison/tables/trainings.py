@@ -49,7 +49,8 @@ def controls(seeds: int) -> Rows:
     """
     faces = replace(dataset("pictures"), fitted=FITTED, samples=MANY)
     fifty = replace(faces, data=faces.data[:50], fresh=faces.fresh[:50])
-    fresh = faces.draw(16 * RECIPES["pictures"].steps, 1)
+    recipe = RECIPES["pictures"]
+    fresh = faces.draw(recipe.steps * dict(recipe.options)["batch_size"], 1)
     yield ["trained on", *columns(faces)]
     for name, data, seed in (
         ("2,000 pictures", faces.data, 0),
@@ -57,11 +58,9 @@ def controls(seeds: int) -> Rows:
         ("fresh pictures", fresh, 0),
         ("50 pictures", fifty.data, 0),
     ):
-        trained, few = (
-            fit("pictures", replace(faces, data=data), seed=seed),
-            len(data) == 50,
-        )
-        held, known = (fifty, ["copies", "fresh data"]) if few else (faces, [])
+        trained = fit("pictures", replace(faces, data=data), seed=seed)
+        known = ["copies", "fresh data"] if data is fifty.data else []
+        held = fifty if known else faces
         rows = over_seeds(held, DDIM[:1], seeds, known, lambda _, net=trained: net)
         next(rows)
         yield from ([name, *row] for row in rows)
