@@ -1,8 +1,8 @@
 "use strict";
 // The models of comparison/ in a browser: first their mathematics, then the page.
 // A state is a flat Float64Array, u0, v0, u1, v1, ..., in the coordinate y = x_t / signal = x_0 +
-// sigma eps. Levels are sigmas, the largest first and 0 last. A denoiser is called (y, sigma) and
-// returns its estimate of x_0. A sampler is a generator of states, given `normal()` for its noise.
+// sigma eps. Levels are sigmas, the largest first and 0 last. A denoiser maps (y, sigma)
+// to an estimate of x_0. A sampler is a generator of states, given `normal()` for its noise.
 
 // Randomness: the generator mulberry32 (Ettinger), and Box and Muller's normals of it
 function randomness(state) {
@@ -218,7 +218,6 @@ const face = Float64Array.from(bytes(DRAWING), (v, i) => v / 25 - (i % 2 ? 2 : 3
 let own, scene, hover, playing = false, wanted = 0, shown = -1, measured = -1, before = 0, told = 0;
 
 function build() {
-  if (!fields.seed.checkValidity()) fields.seed.value = 1;
   const vector = fields.treat.value === "vector", mine = fields.data.value === "own";
   [!mine, vector, !vector, vector || mine, vector].forEach((hide, k) => (rows[k].hidden = hide));
   [scene, shown, measured] = [null, -1, -1];
@@ -264,7 +263,7 @@ function words(index) {
   const [ratio, s] = (RULES[name] ?? RULES.ddim)(levels[t], levels[t + 1]);
   return `Next, ${digits(100 * (1 - ratio))} % of the estimated noise is removed` +
     `${name === "heun" ? ", corrected by a second estimate" : ""}; ` +
-    `${s ? `new noise, ${digits((100 * s) / levels[t])} % as strong,` : "no new noise"} is added.`;
+    `${s ? `new noise, ${digits((100 * s) / levels[t])} % of σ,` : "no new noise"} is added.`;
 }
 
 // What is seen.
@@ -435,6 +434,7 @@ function recall() {
 }
 
 function change(event) {
+  if (!settings.reportValidity()) return; // the browser says what is wrong with the seed
   const T = scene?.T ?? 1, back = wanted > T, share = (wanted - back * (T + 1)) / T;
   shown = -1;
   if (!["arrows", "colours", "trails"].includes(event?.target.name)) build();

@@ -339,9 +339,11 @@ def test_by_keyboard_alone(opened):
     assert page.inner_text("#play") == "Pause"
     page.press("[name=treat]:checked", "ArrowLeft")
     assert page.evaluate("scene.vector")
-    page.fill("[name=seed]", "abc")
-    page.click("#reseed")  # from the 1 that it falls back to
-    assert page.input_value("[name=seed]") == "2"
+    page.evaluate("window.known = scene")
+    for seed, same in ("0", True), ("", True), ("2", False):
+        page.fill("[name=seed]", seed)
+        page.press("[name=seed]", "Tab")
+        assert page.evaluate("known === scene") == same
 
 
 def test_what_an_address_does_not_know_is_ignored(opened):
