@@ -94,7 +94,8 @@ def draw_copies(dataset: DataSet, count: int, seed: int) -> Tensor:
 def draw_gaussian(dataset: DataSet, count: int, seed: int) -> Tensor:
     """Draw from the normal distribution with the training data's mean and covariance."""
     mean, n = dataset.data.mean(dim=0), len(dataset.data)
-    z = dataset.data.new_empty(count, n).normal_(generator=seeded(dataset, seed))
+    # Poses were drawn by small seeds: z must not be the numbers of the training pictures.
+    z = dataset.data.new_empty(count, n).normal_(generator=seeded(dataset, 3000 + seed))
     return mean + z @ (dataset.data - mean) / (n - 1) ** 0.5
 
 

@@ -15,8 +15,15 @@ from scipy.spatial.distance import cdist, pdist
 from scipy.stats import kstest, wasserstein_distance
 from torch.nn.functional import avg_pool2d
 
-from comparison.dataset import draw_noise, seeded
-from comparison.measures import frechet, nearest, principal, share_near, sliced
+from comparison.dataset import REFERENCES, draw_noise, seeded
+from comparison.measures import (
+    frechet,
+    nearest,
+    principal,
+    share_near,
+    sliced,
+    variance_ratio,
+)
 from comparison.pictures import affine, pictures, posed, random_poses
 from comparison.posterior import posterior_variance
 from comparison.rows import DATASETS, measured
@@ -296,3 +303,14 @@ def test_frechet_of_pictures_is_that_of_the_principal_components(count):
         shift = torch.from_numpy(by_size[:, -1 - k]).to(axes)
         got = frechet((faces.reference + 5 * shift) @ axes, faces.reference @ axes)
         assert got == pytest.approx(seen, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["points", "pictures"])
+def test_the_gaussian_reference_has_the_moments_of_the_data(name):
+    """By every seed, also those by which the training poses were drawn."""
+    data = dataset(name).data
+    for seed in range(3):
+        x = REFERENCES["gaussian"](dataset(name), 2000, seed)
+        assert variance_ratio(x, data) == pytest.approx(1, abs=0.05)
+        off = (x.mean(dim=0) - data.mean(dim=0)).square().sum()
+        assert off / data.var(dim=0).sum() < 0.01
