@@ -1,4 +1,4 @@
-"""The models of the field on data made of the same drawing, beside the exact score.
+"""Diffusion models on data made of one drawing, beside the exact denoiser.
 
 To be read in this order: `levels` (how noise is added), `denoisers` (what estimates x_0),
 `samplers` (one step), `measures`, `dataset` with `points` and `pictures` (what is drawn

@@ -1,4 +1,4 @@
-"""The models of the field on data made of one drawing: `python -m comparison DATA`."""
+"""Diffusion models on data made of one drawing: `python -m comparison DATA`."""
 
 import argparse
 import os
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     names = [*REFERENCES, *dict.fromkeys(m.name for m in KINDS[args.data].methods)]
     if unknown := {*(args.methods or ())} - {*names}:
-        parser.error(f"{args.data} has no {unknown.pop()}, but {', '.join(names)}")
+        parser.error(f"no method {unknown.pop()}; choose from {', '.join(names)}")
     png, gif = (args.output / f"{args.data}.{kind}" for kind in ("png", "gif"))
     fitting = {"steps": args.train_steps, "seed": args.seed if args.train else 0}
     try:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             dataset = DATASETS[args.data](args.image, args.device, fit=args.fit)
         methods = rows.chosen(dataset, args.methods)
         filmed = [m for m in rows.chosen(dataset) if m.filmed and args.film]
-        learned = [m for m in methods + filmed if "learned" in m.denoisers]
+        learned = [m for m in methods + filmed if "network" in m.denoisers]
         networks: dict[str, Any] = dict.fromkeys(sorted(m.own for m in learned))
         if not args.train:
             networks = {name: load(name, dataset, **fitting) for name in networks}
@@ -95,11 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     flag("--methods", meaning, nargs="+", metavar="NAME")
     flag("--image", "the drawing", HOMER, type=Path)
     flag("--fit", "find the drawing, dark or light, and crop to it", **switch)
-    flag("--samples", f"samples of each row (default: {counts})", type=samples)
-    meaning = "train networks, of pictures for fewer steps than the committed ones"
+    flag("--samples", f"samples per row (default: {counts})", type=samples)
+    meaning = "train networks (for pictures: fewer steps than the committed one)"
     flag("--train", meaning, **switch)
     flag("--train-steps", "training steps (default: those of the recipe)", type=steps)
-    meaning = "seed of sampling, and with --train of training"
+    meaning = "seed of sampling and, with --train, of training"
     flag("--seed", meaning, 0, type=number(int, 0, 2**32 - 1))
     flag("--device", "where to compute", devices[0], choices=devices)
     flag("--output", "folder to write the figures to", Path("."), type=Path)
@@ -108,4 +108,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    command("comparison", main, "lower --samples, or take --device cpu")
+    command("comparison", main, "lower --samples, or use --device cpu")

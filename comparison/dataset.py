@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 class Measure(NamedTuple):
-    """A column of a data set's table: how far samples, (m, D), are from the data; `of` is
-    called (data set, samples), and the meaning ends with the direction that is better.
+    """A column of a data set's table: how far samples, (m, D), are from the data; `of` is a
+    callable of (data set, samples); the meaning ends with the direction that is better.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Method(NamedTuple):
     own: str = ""
     clip: tuple[float, float] | None = None
     learns_variance: bool = False
-    denoisers: tuple[str, ...] = ("exact", "learned")
+    denoisers: tuple[str, ...] = ("exact", "network")
     slow: bool = False
     filmed: bool = False
 
@@ -99,7 +99,7 @@ def draw_gaussian(dataset: DataSet, count: int, seed: int) -> Tensor:
     return mean + z @ (dataset.data - mean) / (n - 1) ** 0.5
 
 
-# What measures are compared with, drawn when called (data set, count, seed).
+# What measures are compared with: callables of (data set, count, seed) that draw it.
 REFERENCES: dict[str, Callable[[DataSet, int, int], Tensor]] = {
     "noise": lambda those, count, seed: draw_noise(those, count, seeded(those, seed)),
     "gaussian": draw_gaussian,

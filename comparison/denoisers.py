@@ -1,4 +1,4 @@
-"""Denoisers: whatever is called (y, sigma) and returns its estimate D of x_0.
+"""Denoisers: callables of (y, sigma) that return an estimate D of x_0.
 
 y = x_0 + sigma eps, (B, D); sigma is () or (B, 1), of y's dtype and device, above 0. All
 else follows from it:
@@ -62,15 +62,15 @@ def clipped(denoiser: Denoiser, low: float, high: float) -> Denoiser:
 
 
 class Target(NamedTuple):
-    """What a network predicts: `of` returns the target, called (x_0, eps, sigma), and
-    `denoised` D, called (output, y, sigma).
+    """What a network predicts: `of` returns the target, given (x_0, eps, sigma), and
+    `denoised` returns D, given (output, y, sigma).
     """
 
     of: Callable[[Tensor, Tensor, Tensor], Tensor]
     denoised: Callable[[Tensor, Tensor, Tensor], Tensor]
 
     def denoiser(self, network: Network) -> Denoiser:
-        """Return the denoiser of a network called (y, sigma)."""
+        """Return the denoiser of a network, a callable of (y, sigma)."""
         return lambda y, sigma: self.denoised(network(y, sigma), y, sigma)
 
 

@@ -1,4 +1,4 @@
-"""Networks, called (y, sigma) as denoisers are; a `Target` says what they predict.
+"""Networks, callables of (y, sigma) as denoisers are; a `Target` says what they predict.
 
 Seeing y / sqrt(1 + sigma^2) and log(sigma), one serves all processes of levels it has seen.
 """

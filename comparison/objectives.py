@@ -1,7 +1,7 @@
 """The objectives, the levels that they are trained on, and the bound.
 
-An objective is called (network, x_start, generator), x_start a batch of data, (B, D),
-and returns its loss, a mean over coordinates and batch.
+An objective is a callable of (network, x_start, generator), x_start a batch of data,
+(B, D), that returns its loss, a mean over coordinates and batch.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from comparison.samplers import MaybeGenerator, normal_like
 from diffusion import gaussian_kl
 
 Objective = Callable[[Network, Tensor, MaybeGenerator], Tensor]
-# The quantiles of a distribution of levels: called with u of [0, 1), it returns sigma.
+# The quantiles of a distribution of levels: a callable of u in [0, 1) that returns sigma.
 Quantiles = Callable[[Tensor], Tensor]
 
 
 def _uniform(x_start: Tensor, generator: MaybeGenerator) -> Tensor:
-    """Return numbers of [0, 1), one of each n-th, (n,), ascending, float64, on the CPU."""
+    """Draw one number from each of n equal parts of [0, 1), (n,), float64, on the CPU."""
     n, like = len(x_start), {"dtype": torch.float64, "device": x_start.device}
     return (torch.arange(n) + torch.rand(n, generator=generator, **like).cpu()) / n
 
@@ -39,7 +39,7 @@ def lognormal(mean: float, deviation: float) -> Quantiles:
 
 
 def up_to(largest: float, quantiles: Quantiles) -> Quantiles:
-    """The levels of these quantiles, but the upper 5 % even in log(sigma) up to `largest`."""
+    """These quantiles, with their upper 5 % spread evenly in log(sigma) up to `largest`."""
     edge = torch.tensor(0.95, dtype=torch.float64)
     ratio = largest / quantiles(edge)
     return lambda u: quantiles(u.minimum(edge)) * ratio ** ((u - edge) / 0.05).relu()

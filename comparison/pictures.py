@@ -44,7 +44,7 @@ def _closer(those: "Pictures", x: Tensor) -> float:
 
 
 MEASURES: tuple[Measure, ...] = (
-    Measure("pose error", 3, _pose_error, "RMS that no pose explains, lower is better"),
+    Measure("pose error", 3, _pose_error, "RMS from the nearest pose, lower is better"),
     Measure("variance ratio", 2, _data(variance_ratio), "samples over data, 1 is best"),
     Measure("energy distance", 3, _data(energy), "of all pixels, lower is better"),
     Measure("frechet", 2, _frechet, "squared, of 16 components, lower is better"),
@@ -55,7 +55,7 @@ GREYS = (-1.0, 1.0)
 # from 20, even the exact denoiser draws too much variance.
 LARGEST = 160.0
 CUT_COSINE = COSINE[COSINE <= LARGEST]
-_any = partial(Method, own="pictures", denoisers=("learned",))
+_any = partial(Method, own="pictures", denoisers=("network",))
 _slow = partial(_any, slow=True)
 _exact_too = partial(Method, own="pictures", filmed=True)
 _posterior = partial(samplers.ddpm, variance=posterior)

@@ -84,7 +84,7 @@ def run(
     if drawn.is_cuda:  # which still computes
         torch.cuda.synchronize()
     seconds = perf_counter() - began
-    kind = "learned, clipped" if method.clip else "learned"
+    kind = "network, clipped" if method.clip else "network"
     words = method.name, kind if networks else "exact", method.steps
     return Row(*words, counted.calls, measured(dataset, drawn), seconds, drawn)
 
@@ -105,7 +105,7 @@ def table(
         yield Row(name, "-", "-", 0, measured(dataset, drawn), 0.0, drawn)
     for method in methods:
         for kind in method.denoisers:
-            known = networks if kind == "learned" else None
+            known = networks if kind == "network" else None
             yield run(method, dataset, samples, seed, known)
 
 

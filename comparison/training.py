@@ -140,7 +140,7 @@ def save(name: str, network: nn.Module, told: dict[str, object]) -> None:
 def load(
     name: str, dataset: DataSet, *, steps: int | None = None, seed: int = 0
 ) -> nn.Module | None:
-    """Return the network that `fit` would, from its recipe's file; None if it holds none."""
+    """Return the network of a recipe's file, or None if it was not trained as asked."""
     file, told = WEIGHTS / f"{name}.pt", trained_on(name, dataset, steps, seed)
     if not file.exists():
         return None

@@ -116,10 +116,10 @@ def test_every_method_makes_its_rows(name, method):
     noise = torch.randn(40, those.data.shape[1], generator=seeded_by(0))
     begin = method.levels[0].float() * noise
     for kind in method.denoisers:
-        learned, network = kind == "learned", Stub(2 if method.learns_variance else 1)
+        learned, network = kind == "network", Stub(2 if method.learns_variance else 1)
         networks = (lambda _, network=network: network) if learned else None
         row = rows.run(method, those, 3, 0, networks)
-        words = "learned, clipped" if method.clip and learned else kind
+        words = "network, clipped" if method.clip and learned else kind
         assert row[:3] == (method.name, words, method.steps)
         assert row.samples.shape == (3, those.data.shape[1])
         assert np.isfinite(row.measures).all() and len(row.measures) > 0
@@ -186,7 +186,7 @@ def test_a_mosaic_holds_each_picture_and_below_each_sample_is_the_nearest():
     grid = figures.mosaic(x, 3, scale=2)
     assert grid[4::12, 4::12].tolist() == [[0, 32, 128], [223, 255, 190]]
     assert (grid[:2] == 190).all() and (grid[:, 10:14] == 190).all()
-    row = rows.Row("heun", "learned", "18", 35, (), 0.0, -faces.data[:14])
+    row = rows.Row("heun", "network", "18", 35, (), 0.0, -faces.data[:14])
     (ax,) = faces.plot([row]).axes
     index = torch.cdist(row.samples, faces.data).argmin(dim=1)
     expected = figures.mosaic(torch.cat([row.samples, faces.data[index]]), 14)

@@ -10,21 +10,22 @@ from main import command, number
 
 def main() -> None:
     """Print the tables that the command line asks for, as Markdown."""
+    told = {name: f"{name}: {cleandoc(TABLES[name].__doc__ or '')}" for name in TABLES}
+    slow = [name for name in TABLES if TABLES[name].__module__ == trainings.__name__]
     parser = argparse.ArgumentParser(
         prog="python -m comparison.tables",
-        description="Print a table of docs/comparison.md as Markdown.",
+        description="Print tables of docs/comparison.md as Markdown.",
+        epilog="\n\n".join(told.values()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = f"{', '.join(TABLES)} (default: all but those that train for long)"
-    parser.add_argument("name", nargs="?", choices=TABLES, metavar="NAME", help=names)
+    meaning = f"one of those below (default: all but {', '.join(slow)})"
+    parser.add_argument("name", nargs="?", choices=TABLES, metavar="NAME", help=meaning)
     seeds = {"type": number(int, 1, 100), "default": 3}
-    parser.add_argument("--seeds", help="seeds of each row (default: 3)", **seeds)
+    parser.add_argument("--seeds", help="seeds per row (default: 3)", **seeds)
     args = parser.parse_args()
-    for name, rows in TABLES.items():
-        quick = rows.__module__ != trainings.__name__
-        if name == args.name or (quick and not args.name):
-            print(f"{name}: {cleandoc(rows.__doc__ or name)}\n", flush=True)
-            show(rows(args.seeds))
-            print()
+    for name in [args.name] if args.name else sorted({*TABLES} - {*slow}):
+        print(f"\n{told[name]}\n", flush=True)
+        show(TABLES[name](args.seeds))
 
 
 if __name__ == "__main__":

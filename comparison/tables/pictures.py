@@ -25,7 +25,7 @@ from comparison.training import RECIPES
 
 # A row draws MANY, of which FITTED are held against their nearest poses; the survey FEW.
 MANY, FITTED, FEW = 2000, 300, 100
-KNOWN = {(m.name, m.steps): m._replace(denoisers=("learned",)) for m in METHODS}
+KNOWN = {(m.name, m.steps): m._replace(denoisers=("network",)) for m in METHODS}
 DDIM = [KNOWN["ddim-cosine", steps] for steps in ("50", "10")]
 
 
@@ -45,7 +45,7 @@ def pictures(seeds: int) -> Rows:
 @tabled
 def survey(seeds: int) -> Rows:
     """The survey's tables 1 and 2, and what it could not compare, from 100 samples; networks
-    are of the shorter training, those of starred rows the command's.
+    have the shorter training; those of starred rows have the command's recipe.
     """
 
     def networks(name: str) -> nn.Module:
@@ -81,8 +81,8 @@ def counts(seeds: int) -> Rows:
 
 @tabled
 def poses(seeds: int) -> Rows:
-    """Copies, told by how far fitted poses are from the nearest trained on and the nearest
-    fresh one; and what the variance ratio consists of. Writes docs/copies.png.
+    """Copies: how far fitted poses are from the nearest training and the nearest fresh one;
+    and the parts of the variance ratio. Writes docs/copies.png.
     """
     faces, among = dataset("pictures"), ("training", "fresh")
     names = (f"within 0.05 of {these}, %" for these in among)
@@ -152,8 +152,8 @@ def errors(seeds: int) -> Rows:
 
 @tabled
 def degradation(seeds: int) -> Rows:
-    """Fresh pictures spoilt in five ways: by how many deviations of ten draws of fresh
-    pictures each measure moves. Writes docs/degradation.png.
+    """Fresh pictures spoilt in five ways: by how many standard deviations of ten draws of
+    fresh pictures each measure moves. Writes docs/degradation.png.
     """
     faces = replace(dataset("pictures"), fitted=FEW)
     names = [measure.name for measure in faces.measures]
@@ -184,5 +184,5 @@ def degradation(seeds: int) -> Rows:
             yield [name, s, *over_runs(moved.tolist(), [1] * len(names))]
             lines.append(moved.mean(dim=0).tolist())
         panels[name] = dict(zip(names, zip(*lines)))
-    axes = {"xlabel": "strength", "ylabel": "change, in deviations", "yscale": "symlog"}
+    axes = {"xlabel": "strength", "ylabel": "standard deviations", "yscale": "symlog"}
     save_png(plot_lines(strengths, panels, **axes), DOCS / "degradation.png")

@@ -41,7 +41,7 @@ def _drawn(
 
 @tabled
 def points(seeds: int) -> Rows:
-    """The command's table: all methods, two networks for all."""
+    """The command's table: all methods. One network; a learned variance has its own."""
     yield from over_seeds(DATA, chosen(DATA), seeds)
 
 
@@ -60,7 +60,7 @@ def covariance(seeds: int) -> Rows:
 
     def run(kind: str, name: str, seed: int) -> list[float]:
         denoiser, variance = exact, denoisers.best_variance(exact)
-        if kind == "learned":
+        if kind == "network":
             trained = network("points", seed, "hybrid")
             denoiser = denoisers.HYBRID.denoiser(trained)
             variance = denoisers.learned_variance(trained, sigmas)
@@ -70,7 +70,7 @@ def covariance(seeds: int) -> Rows:
         drawn = _drawn(denoiser, sigmas, seed, variance=variance)
         return [*measured(DATA, drawn), objectives.bound_terms(*of).sum().item()]
 
-    for row in product(("exact", "learned"), ("beta", "posterior", "its own")):
+    for row in product(("exact", "network"), ("beta", "posterior", "its own")):
         runs = (run(*row, seed) for seed in range(seeds))
         yield [*row, *over_runs(runs, (*DIGITS, 3))]
 
@@ -78,7 +78,7 @@ def covariance(seeds: int) -> Rows:
 @tabled
 def half(seeds: int) -> Rows:
     """Trained on every second point: what is covered of those seen and of the others."""
-    yield "within half a pixel", "coverage of seen points", "of unseen", "precision"
+    yield "within half a pixel", "coverage, seen", "coverage, unseen", "precision"
     seen, unseen = DATA.data[::2], DATA.data[1::2]
     part = replace(DATA, data=seen)
 
@@ -92,8 +92,8 @@ def half(seeds: int) -> Rows:
 
     draws: dict[str, Callable[[int], Tensor]] = {
         "network": learned,
-        "exact score of the seen": partial(_drawn, denoisers.Exact(seen), LINEAR),
-        "the seen, blurred by 0.3 px": blurred,
+        "exact denoiser, seen points": partial(_drawn, denoisers.Exact(seen), LINEAR),
+        "control: seen points with noise of 0.3 px": blurred,
         "fresh data": partial(DATA.draw, SAMPLES),
     }
     for name, draw in draws.items():
@@ -134,7 +134,7 @@ def matching(seeds: int) -> Rows:
 
 @tabled
 def guidance(seeds: int) -> Rows:
-    """Two exact scores, guided by w to the points on the right, the target whatever w is."""
+    """Exact guidance by w to the points on the right, which are the target for every w."""
     yield ["method", "steps", "w", *NAMES]
     part = replace(DATA, data=DATA.data[DATA.data[:, 0] > 0.5])
     of_all, of_part = denoisers.Exact(DATA.data), denoisers.Exact(part.data)

@@ -44,8 +44,8 @@ def play(seeds: int) -> Rows:
 
 @tabled
 def controls(seeds: int) -> Rows:
-    """DDIM 50 with networks trained in fewer steps than the committed: by two seeds, on fresh
-    pictures alone, and on 50 pictures, held against 50 others too.
+    """DDIM 50 with networks trained for fewer steps than the committed one: two seeds,
+    fresh pictures only, and 50 pictures, for which 50 others are the fresh ones.
     """
     faces = replace(dataset("pictures"), fitted=FITTED, samples=MANY)
     fifty = replace(faces, data=faces.data[:50], fresh=faces.fresh[:50])
