@@ -95,7 +95,7 @@ _u_net = partial(_simple, target=VELOCITY, network=UNet, steps=5400, options=OPT
 # The first two serve all samplers of their data set; the others are what papers train.
 RECIPES = {
     "points": _simple(lognormal(-2.0, 2.0), VELOCITY),
-    "pictures": _u_net(up_to(LARGEST, lognormal(0.3, 1.1)), committed=30_000),
+    "pictures": _u_net(up_to(LARGEST, lognormal(0.3, 1.1)), committed=60_000),
     "hybrid": Recipe(hybrid(respaced(LINEAR, 50)), HYBRID, partial(PointNetwork, 4)),
     "simple": _simple(uniform(LINEAR)),
     "cosine": _simple(uniform(COSINE)),
