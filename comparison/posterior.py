@@ -42,6 +42,6 @@ def posterior_variance(
     likelihood = -(y - x).double().square().sum(dim=1) / (2 * sigma**2)
     proposed = torch.logaddexp(local, math.log(0.3) + prior)
     weights = (likelihood + prior - proposed).softmax(dim=0)
-    mean, taken = weights @ x.double(), weights.square().sum()
-    variance = weights @ (x - mean).square().mean(dim=1) / (1 - taken)  # unbiased
-    return variance.item(), 1 / taken.item()
+    mean = weights @ x.double()
+    variance = weights @ (x - mean).square().mean(dim=1)
+    return variance.item(), 1 / weights.square().sum().item()
