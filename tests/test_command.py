@@ -31,14 +31,14 @@ DEVICES = ["cpu", "cuda"][: 1 + torch.cuda.is_available()]
 # Of data, a method, a denoiser, its steps and a measure, the least and the most.
 BOUNDS = {
     "points ddpm-linear exact 1000 precision": (99.5, 100),
-    "points ddpm-linear learned 50 precision": (64, 80),
-    "points ddpm-learned learned 50 precision": (50, 64),
-    "points ddpm-posterior learned 50 precision": (84, 96),
+    "points ddpm-linear network 50 precision": (64, 80),
+    "points ddpm-learned network 50 precision": (50, 64),
+    "points ddpm-posterior network 50 precision": (84, 96),
     "points ddpm-stale-alphas exact 50 sliced W1": (4, 9),
-    "points heun learned 18 precision": (95, 100),
+    "points heun network 18 precision": (95, 100),
     "pictures ddim-cosine exact 50 closer to training": (100, 100),
-    "pictures ddim-cosine learned 50 closer to training": (15, 85),
-    "pictures ddim-cosine learned 50 pose error": (0.03, 0.14),
+    "pictures ddim-cosine network 50 closer to training": (15, 85),
+    "pictures ddim-cosine network 50 pose error": (0.03, 0.14),
 }
 
 
