@@ -211,7 +211,7 @@ const sample = (name, ...how) => RULES[name] ? stepwise(RULES[name], ...how) : h
 const [view, key, time, state, said, about, play, settings, pad, reseed, ...rows] =
   "view key time state step notes play settings pad reseed clear ways chain denoisers table"
     .split(" ").map((id) => document.getElementById(id));
-const fields = settings.elements, ink = Object.assign(pad.getContext("2d", {
+const fields = settings.elements, { seed } = fields, ink = Object.assign(pad.getContext("2d", {
   willReadFrequently: true }), { lineWidth: 3, lineCap: "round", strokeStyle: "#d0021b" });
 const learned = network(NETWORK);
 const face = Float64Array.from(bytes(DRAWING), (v, i) => v / 25 - (i % 2 ? 2 : 3));
@@ -231,7 +231,7 @@ function build() {
   const points = mine ? own : face, data = normalised(points);
   const name = vector ? "ddpm" : fields.sampler.value, levels = vector
     ? scaledLinear(Number(fields.beta.value)) : LEVELS[name](Number(fields.steps.value));
-  const { uniform, normal } = randomness(Number(fields.seed.value)), T = levels.length - 1;
+  const { uniform, normal } = randomness(Number(seed.value)), T = levels.length - 1;
   const x_0 = vector ? points : draw(data, PARTICLES, uniform);
   const trained = !vector && !mine && fields.denoiser.value === "network";
   const denoiser = vector ? () => x_0 : trained ? learned : exact(data.points);
@@ -484,7 +484,7 @@ rows[0].addEventListener("click", () => { ink.clearRect(0, 0, GRID, GRID); sketc
 document.querySelector("nav").addEventListener("click", ({ target }) => {
   if (target.hash === location.hash) recall(); // of which the address tells nothing
 });
-reseed.addEventListener("click", () => { fields.seed.value++; change(); });
+reseed.addEventListener("click", () => { seed.value = (+seed.value || 1) + 1; change(); });
 play.addEventListener("click", () => go(!playing));
 time.addEventListener("input", () => go(false, Number(time.value)));
 settings.addEventListener("change", change);

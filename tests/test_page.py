@@ -344,6 +344,9 @@ def test_by_keyboard_alone(opened):
         page.fill("[name=seed]", seed)
         page.press("[name=seed]", "Tab")
         assert page.evaluate("known === scene") == same
+    page.fill("[name=seed]", "abc")
+    page.click("#reseed")  # from 1
+    assert page.input_value("[name=seed]") == "2"
 
 
 def test_what_an_address_does_not_know_is_ignored(opened):
