@@ -128,7 +128,8 @@ def plot_lines(
     x: Sequence[float], panels: Mapping[str, Mapping[str, Any]], **settings: Any
 ) -> Figure:
     """Draw panels of lines over x, by title and by label; settings are those of axes."""
-    figure, (axes,) = blank(1, len(panels), 2.4 * len(panels) + 2, 3, sharey=True)
+    wide = 2 + max(2.4 * len(panels), 4)
+    figure, (axes,) = blank(1, len(panels), wide, 3, sharey=True)
     for ax, (title, lines) in zip(axes, panels.items()):
         for label, y in lines.items():
             ax.plot(x, y, marker="." if len(x) < 20 else "", label=label)
