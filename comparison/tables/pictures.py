@@ -183,5 +183,5 @@ def degradation(seeds: int) -> Rows:
             yield [name, s, *over_runs(moved.tolist(), [1] * len(names))]
             lines.append(moved.mean(dim=0).tolist())
         panels[name] = dict(zip(names, zip(*lines)))
-    axes = {"xlabel": "strength", "ylabel": "standard deviations", "yscale": "symlog"}
+    axes = {"xlabel": "strength", "ylabel": "change, in deviations", "yscale": "symlog"}
     save_png(plot_lines(strengths, panels, **axes), DOCS / "degradation.png")
