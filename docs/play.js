@@ -209,7 +209,7 @@ const LEVELS = {
 };
 const sample = (name, ...how) => RULES[name] ? stepwise(RULES[name], ...how) : heun(...how);
 const [view, key, time, state, said, about, play, settings, pad, reseed, ...rows] =
-  "view key time state step notes play settings pad reseed clear ways chain denoisers table"
+  "view key time state step notes play settings pad reseed clear ways chain denoisers table towards"
     .split(" ").map((id) => document.getElementById(id));
 const fields = settings.elements, { seed } = fields, ink = Object.assign(pad.getContext("2d", {
   willReadFrequently: true }), { lineWidth: 3, lineCap: "round", strokeStyle: "#d0021b" });
@@ -219,12 +219,12 @@ let own, scene, hover, playing = false, wanted = 0, shown = -1, measured = -1, b
 
 function build() {
   const vector = fields.treat.value === "vector", mine = fields.data.value === "own";
-  [!mine, vector, !vector, vector || mine, vector].forEach((hide, k) => (rows[k].hidden = hide));
-  [scene, shown, measured] = [null, -1, -1];
+  [!mine, vector, !vector, vector || mine, vector, vector].forEach((x, k) => (rows[k].hidden = x));
+  [scene, hover, shown, measured] = [null, null, -1, -1];
   if (mine && !own) {
     said.textContent = "Draw on the yellow square: the points become the data.";
-    view.width = SIZE; // which clears it
-    key.hidden = true;
+    [view.width, view.height, key.hidden] = [SIZE, SIZE, true]; // which clears the view
+    Object.assign(view.getContext("2d"), { font: "4em system-ui" }).fillText("draw here", 370, 500);
     [state, about, ...document.querySelectorAll("tbody td")].forEach((x) => (x.textContent = ""));
     return go(false, 0);
   }
@@ -274,12 +274,12 @@ function notes() {
     : trained ? "The network has learned its estimate, D, from noised points of the face."
     : `The exact denoiser's estimate, D, is the mean of the points of ${own}, weighted by how likely
       each is to have become the noised point. In the end only points of ${own} come back.`];
-  if (!vector) texts.push(`Point at the picture: the larger a point is drawn, the more it weighs
-    there; a line leads to D${trained ? ", a blue one to the network's" : ""}.`);
+  if (!vector) texts.push(`Point at the picture: the larger a point is drawn, the greater its weight
+    there; a line leads to ${trained ? "the exact D, a blue one to the network's" : "D"}.`);
   if (fields.colours.checked) texts.push(`The colour shows where a point ends. ${vector
     ? "Each ends at its own place." : ["ddim", "heun"].includes(name)
-    ? "No noise is added on the way, so neighbours end together."
-    : "New noise at each step decides that, so the colours are mixed at the start."}`);
+    ? "No noise is added on the way back, so most neighbours end together."
+    : "New noise on the way back decides that, so the colours start out mixed."}`);
   return texts.join(" ");
 }
 
@@ -403,7 +403,7 @@ function frame(now) {
 
 function go(on, index = wanted) {
   const last = scene ? scene.total - 1 : 0;
-  play.disabled = time.disabled = !scene;
+  if ((play.disabled = time.disabled = !scene)) time.value = 0;
   playing = on && last > 0;
   wanted = playing && index >= last ? 0 : Math.floor(Math.min(Math.max(index, 0), last));
   play.textContent = playing ? "Pause" : "Play";
@@ -412,7 +412,7 @@ function go(on, index = wanted) {
 
 // The settings and the time are mirrored in the address, so that a scene can be linked to.
 function remember() {
-  if (playing) return;
+  if (playing || !settings.checkValidity()) return;
   const data = new URLSearchParams(new FormData(settings));
   data.set("at", wanted);
   try { history.replaceState(null, "", `#${data}`); } catch { /* a page under another's address */ }
@@ -447,7 +447,7 @@ function sketched() {
   for (let k = 0; k < GRID * GRID; k++) if (data[4 * k + 3] > 127) found.push(k);
   const kept = spaced(0, found.length - 1, Math.min(found.length, MOST)), honest = truthful();
   const places = kept.map((k) => found[Math.round(k)])
-    .flatMap((k) => [(k % GRID) / 25 - VIEW / 2, TOP - Math.floor(k / GRID) / 25]);
+    .flatMap((k) => [(k % GRID + 0.5) / 25 - VIEW / 2, TOP - (Math.floor(k / GRID) + 0.5) / 25]);
   own = kept.length > 1 && honest ? Float64Array.from(places) : null;
   build();
   go(false, 0);
