@@ -261,8 +261,8 @@ function words(index) {
     ? "Next, the noised data are replaced with pure noise." : "From here on, noise is removed.";
   if (index < T) return `Next, noise is added: σ goes to ${digits(levels[t - 1])}.`;
   const [ratio, s] = (RULES[name] ?? RULES.ddim)(levels[t], levels[t + 1]);
-  return `Next, ${digits(100 * (1 - ratio))} % of the estimated noise is removed` +
-    `${name === "heun" ? ", corrected by a second estimate" : ""}; ` +
+  return `Next, σ goes to ${digits(levels[t + 1])}: ${digits(100 * (1 - ratio))} % of the ` +
+    `estimated noise is removed${name === "heun" ? ", corrected by a second estimate" : ""}; ` +
     `${s ? `new noise, ${digits((100 * s) / levels[t])} % of σ,` : "no new noise"} is added.`;
 }
 
@@ -272,12 +272,12 @@ function notes() {
   const texts = [vector ? `All points together are one training example, so the best estimate, D, is
       ${own} itself, from any start.`
     : trained ? "The network has learned its estimate, D, from noised points of the face."
-    : `The exact denoiser's estimate, D, is the mean of the points of ${own}, weighted by how likely
-      each is to have become the noised point. In the end only points of ${own} come back.`];
+    : `The exact denoiser's estimate, D, is the mean of the points of ${own}, each weighted by the
+      probability that the noised point came from it. Practically only these points come back.`];
   if (!vector) texts.push(`Point at the picture: the larger a point is drawn, the greater its weight
     there; a line leads to ${trained ? "the exact D, a blue one to the network's" : "D"}.`);
   if (fields.colours.checked) texts.push(`The colour shows where a point ends. ${vector
-    ? "Each ends at its own place." : ["ddim", "heun"].includes(name)
+    ? "Each returns to its own place." : ["ddim", "heun"].includes(name)
     ? "No noise is added on the way back, so most neighbours end together."
     : "New noise on the way back decides that, so the colours start out mixed."}`);
   return texts.join(" ");
