@@ -212,7 +212,7 @@ const [view, key, time, state, said, about, play, settings, pad, reseed, ...rows
   "view key time state step notes play settings pad reseed clear ways chain denoisers table towards"
     .split(" ").map((id) => document.getElementById(id));
 const fields = settings.elements, { seed } = fields, ink = Object.assign(pad.getContext("2d", {
-  willReadFrequently: true }), { lineWidth: 3, lineCap: "round", strokeStyle: "#d0021b" });
+  willReadFrequently: true }), { lineWidth: 3, lineCap: "round", strokeStyle: "#0050c8" });
 const learned = network(NETWORK);
 const face = Float64Array.from(bytes(DRAWING), (v, i) => v / 25 - (i % 2 ? 2 : 3));
 let own, scene, hover, playing = false, wanted = 0, shown = -1, measured = -1, before = 0, told = 0;
@@ -276,10 +276,11 @@ function notes() {
       probability that the noised point came from it. Practically only these points come back.`];
   if (!vector) texts.push(`Point at the picture: the larger a point is drawn, the greater its weight
     there; a line leads to ${trained ? "the exact D, a blue one to the network's" : "D"}.`);
-  if (fields.colours.checked) texts.push(`The colour shows where a point ends. ${vector
+  if (fields.colours.checked) texts.unshift(`The colour shows where a point ends. ${vector
     ? "Each returns to its own place." : ["ddim", "heun"].includes(name)
     ? "No noise is added on the way back, so most neighbours end together."
-    : "New noise on the way back decides that, so the colours start out mixed."}`);
+    : "New noise on the way back decides that, so neighbours part."}`);
+  if (name === "langevin") texts.push("Langevin dynamics lags behind σ with fewer than 500 steps.");
   return texts.join(" ");
 }
 
@@ -495,8 +496,7 @@ settings.addEventListener("change", change);
     hover = left ? null : [scale * event.offsetX, scale * event.offsetY];
     shown = -1;
   }));
-addEventListener("resize", () => (shown = -1));
-addEventListener("hashchange", recall);
+addEventListener("resize", () => (shown = -1)); addEventListener("hashchange", recall);
 // Not at each move of the slider, as browsers refuse many in a row.
 ["change", "click", "keyup", "pointerup"].forEach((name) => addEventListener(name, remember));
 addEventListener("keydown", (event) => {
