@@ -1,6 +1,5 @@
 """docs/play.html in a browser: its mathematics is Python's, a person's ways work."""
 
-import filecmp
 import os
 import shutil
 from functools import partial
@@ -70,6 +69,13 @@ def picture(page):
     return hash(page.evaluate(seen))
 
 
+def denoisers(page):
+    """The page's two, by what they are called there, as Python's."""
+    exact = Exact(numbers(page, "scene.data.points"))
+    learned = VELOCITY.denoiser(load("points", dataset("points")).double())
+    return {"exact(scene.data.points)": exact, "learned": learned}
+
+
 def replayed(x, seed, count):
     """The noise that a generator of this seed gives `count` times for x."""
     source = seeded_by(seed)
@@ -79,9 +85,8 @@ def replayed(x, seed, count):
 def test_the_data_are_the_drawing_and_the_committed_network(tmp_path, monkeypatch):
     monkeypatch.setattr(trainings, "DOCS", tmp_path)
     assert len([*TABLES["play"](1)]) == 2
-    assert filecmp.cmp(
-        tmp_path / "weights.js", ROOT / "docs" / "weights.js", shallow=False
-    )
+    made, kept = ((at / "weights.js").read_bytes() for at in (tmp_path, ROOT / "docs"))
+    assert made == kept
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "heun", "langevin"])
@@ -94,12 +99,8 @@ def test_samplers_are_those_of_python(opened, name):
         "heun": (heun, karras(line[0].item(), line[-2].item(), 20), 20),
         "langevin": (partial(langevin, steps=2, denoise=True), geometric(), 20),
     }[name]
-    y, points = levels[0] * double(15, 2, seed=1), numbers(page, "scene.data.points")
-    learned = VELOCITY.denoiser(load("points", dataset("points")).double())
-    for asked, denoiser in (
-        ("exact(scene.data.points)", Exact(points)),
-        ("learned", learned),
-    ):
+    y = levels[0] * double(15, 2, seed=1)
+    for asked, denoiser in denoisers(page).items():
         states = [*sampler(denoiser, levels, y, generator=seeded_by(2))]
         got = page.evaluate(
             f"""([y, noise]) => [...sample("{name}", {asked}, LEVELS.{name}({steps}),
@@ -220,9 +221,7 @@ def test_lines_lead_from_where_one_points_to_the_estimates(opened, denoiser):
         return (main - centre) / scale
 
     y = (1 + sigma**2).sqrt() * normalised(starts[:1])
-    learned = VELOCITY.denoiser(load("points", dataset("points")).double())
-    exact = Exact(numbers(page, "scene.data.points"))
-    for got, known in zip(normalised(ends), (exact, learned)):
+    for got, known in zip(normalised(ends), denoisers(page).values()):
         torch.testing.assert_close(got[None], known(y, sigma), rtol=0, atol=1e-6)
 
 
@@ -232,9 +231,8 @@ def test_every_control_changes_what_is_seen_and_is_in_the_address(opened):
     end(page)
     scenes = {picture(page): "steps=5&at=9"}
     controls = "sampler=heun, sampler=langevin, sampler=ddpm, pure noise, Another, "
-    controls += (
-        "arrows towards D, colour by end point, trails, steps=10, network, one vector"
-    )
+    controls += "arrows towards D, colour by end point, trails, steps=10, network, "
+    controls += "one vector"
     for what in controls.split(", "):
         name, _, option = what.partition("=")
         if option:
