@@ -223,7 +223,7 @@ function build() {
   [scene, hover, shown, measured] = [null, null, -1, -1];
   if (mine && !own) {
     said.textContent = "Draw on the yellow square: the points become the data.";
-    [view.width, view.height, key.hidden] = [SIZE, SIZE, true]; // which clears the view
+    [view.width, view.height, time.value, key.hidden] = [SIZE, SIZE, 0, true]; // clears the view
     Object.assign(view.getContext("2d"), { font: "4em system-ui" }).fillText("draw here", 370, 500);
     [state, about, ...document.querySelectorAll("tbody td")].forEach((x) => (x.textContent = ""));
     return go(false, 0);
@@ -404,7 +404,7 @@ function frame(now) {
 
 function go(on, index = wanted) {
   const last = scene ? scene.total - 1 : 0;
-  if ((play.disabled = time.disabled = !scene)) time.value = 0;
+  play.disabled = time.disabled = !scene;
   playing = on && last > 0;
   wanted = playing && index >= last ? 0 : Math.floor(Math.min(Math.max(index, 0), last));
   play.textContent = playing ? "Pause" : "Play";

@@ -280,7 +280,8 @@ def test_a_sketch_comes_back_as_itself(opened, kind):
     away = torch.cdist(corners, scale * cloud + number(centre))
     assert away.min(dim=1).values.max() < 0.3
     page.click("#clear")
-    assert page.evaluate("scene") is None and page.input_value("#time") == "0"
+    assert page.evaluate("scene") is None and page.inner_text("#play") == "Play"
+    assert page.input_value("#time") == "0"
     page.click("#pad")  # a dot
     assert page.evaluate("own.length") > 3
     points = numbers(page, "(ink.fillRect(0, 0, 230, 230), sketched(), own)")
